@@ -1,0 +1,134 @@
+"""Artifact: a model file and its record. Nothing here needs torch, so that light workers can read and check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from export.variant import Variant
+from trainers.checkpoint import Checkpoint
+from trainers.manifest import Environment, File, Record, Struct, UserError, sha256
+from trainers.spec import Preprocess
+
+FAILED = "failed"  # the folder for files beyond their tolerance: no stage looks there by itself
+
+
+class Tensor(Struct):
+    """A graph input or output; `None` is a dimension that is free."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+class Parent(Struct):
+    """What an artifact was made from."""
+
+    role: Literal["checkpoint", "fp32"]
+    path: str
+    sha256: str
+
+
+class Parity(Struct):
+    """How close an artifact is to PyTorch on the same images.
+
+    Errors, cosine and agreement are against the PyTorch module with the same activation. `drop` is in percentage
+    points of top-1 against the checkpoint itself, `own_drop` against the module with the same activation; each has
+    its paired 95% interval.
+    """
+
+    split: str
+    images: int
+    batches: tuple[int, ...]  # the batch sizes the file was run at
+    max_abs_err: float
+    logit_scale: float  # standard deviation of PyTorch's logits: what an absolute error is to be seen against
+    cosine: float
+    top1_agreement: float
+    accuracy: float
+    checkpoint_accuracy: float
+    drop: float
+    drop_interval: tuple[float, float]
+    own_drop: float
+    own_drop_interval: tuple[float, float]
+    passed: bool
+    reason: str  # why it failed; empty when it passed
+
+
+class Artifact(Record, frozen=True, kw_only=True):
+    """One file that an engine can load, and where it came from."""
+
+    kind: Literal["torch", "onnx"]
+    model: str
+    variant: Variant
+    files: tuple[File, ...]
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    parents: tuple[Parent, ...]
+    reference: File
+    parity: Parity | None  # None only for the torch artifact, which is the reference
+    attested: dict[str, dict[str, int]]  # weight types counted by operator, read back from the file
+    seconds: float
+    command: str
+    environment: Environment
+
+    @property
+    def file(self) -> File:
+        """The file an engine loads."""
+        return self.files[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An artifact on disk. `record` is None for a file that nobody vouches for."""
+
+    path: Path
+    record: Artifact | None
+    stale: bool = False  # made from a checkpoint that is no longer the current one
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def kind(self) -> str:
+        return self.record.kind if self.record else "onnx"
+
+
+def find(folder: Path) -> Iterator[Found]:
+    """Every recorded artifact of a model's folder, by name. Raises UserError on a record that cannot be read."""
+    current = current_sha(folder)
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith((".", "checkpoint")):
+            continue
+        record = Artifact.load(path)
+        origin = next((parent.sha256 for parent in record.parents if parent.role == "checkpoint"), None)
+        yield Found(path=folder / record.file.path, record=record, stale=current is not None and origin != current)
+
+
+def open_file(path: Path) -> Found:
+    """A model file named by the user; its hash is checked where it has a record. Raises UserError when unusable."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; list what there is with: ls {path.parent}")
+    record_path = path.with_suffix(".json")
+    if not record_path.is_file():
+        if path.suffix != ".onnx":
+            raise UserError(f"{path}: not an ONNX file and without a record; give an .onnx file")
+        return Found(path=path, record=None)
+    record = Artifact.load(record_path)
+    record.file.verify(path.parent)
+    return Found(path=path, record=record)
+
+
+def current_sha(folder: Path) -> str | None:
+    """The sha256 of the folder's current checkpoint, as its record says; None without one."""
+    path = folder / "checkpoint.json"
+    return Checkpoint.load(path).weights.sha256 if path.is_file() else None
+
+
+def is_true(path: Path, file: File) -> bool:
+    """Whether the file on disk is the one recorded."""
+    return path.is_file() and path.stat().st_size == file.bytes and sha256(path) == file.sha256

@@ -1,0 +1,135 @@
+"""Checkpoint: trained weights and the record that says what they are.
+
+`checkpoint.safetensors` holds the weights of the plain module (never a compiled one) and nothing else: no time, no
+path, so equal weights are equal bytes. `checkpoint.json` is written after it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainers import models
+from trainers.manifest import Environment, File, Record, Struct, UserError, atomic, link_or_copy, sha256
+from trainers.spec import Option, Preprocess, Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NAME = "checkpoint"
+
+
+class SplitInfo(Struct):
+    """How many images a split has, and the sha256 over them and their labels."""
+
+    count: int
+    sha256: str
+
+
+class DataInfo(Struct):
+    """Which images were used: enough to open them again and to know that they are the same."""
+
+    name: str  # the source: mnist, cifar10, tinyimagenet, folder, synthetic
+    path: str | None  # where the user's copy lies; None for a source that needs none
+    seed: int  # of the validation split and of procedural images
+    classes_used: int  # labels that occur (synthetic data use fewer than the model has logits)
+    splits: dict[str, SplitInfo]
+
+
+class Metrics(Struct):
+    """What training reached; accuracies are percentages on the split named."""
+
+    split: str
+    images: int
+    loss: float
+    top1: float
+    top5: float
+    train_loss: float
+    images_per_second: float
+    peak_memory_bytes: int
+
+
+class Checkpoint(Record, frozen=True, kw_only=True):
+    """Weights, and everything needed to use them again."""
+
+    model: str
+    options: dict[str, Option]
+    parameters: int
+    input_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    data: DataInfo
+    recipe: Recipe
+    epochs: int
+    steps: int
+    seconds: float
+    metrics: Metrics
+    files: tuple[File, ...]
+    environment: Environment
+
+    @property
+    def weights(self) -> File:
+        """The safetensors file."""
+        return self.files[0]
+
+
+def folder_name(name: str) -> str:
+    """A model's name as a safe folder name: letters, digits, dot, dash and underscore. Raises UserError if none is left."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    if not safe or len(safe) > 100:
+        raise UserError(f"{name!r} makes no usable folder name; give --name with letters and digits")
+    return safe
+
+
+def write_weights(state: dict[str, Tensor], path: Path) -> File:
+    """Write a state dict as safetensors, atomically. Raises OSError; an old file then still stands."""
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+    return File.of(path)
+
+
+def keep_previous(folder: Path, name: str = NAME) -> Path | None:
+    """Give the checkpoint in `folder` the name `checkpoint-<sha8>` before another replaces it."""
+    weights, record = folder / f"{name}.safetensors", folder / f"{name}.json"
+    if not (weights.is_file() and record.is_file()):
+        return None
+    try:
+        old = Checkpoint.load(record)
+    except UserError:
+        return None  # a broken record vouches for nothing
+    digest = sha256(weights)
+    if digest != old.weights.sha256:
+        return None
+    kept = folder / f"{name}-{digest[:8]}.safetensors"
+    link_or_copy(weights, kept)
+    import msgspec
+
+    msgspec.structs.replace(old, files=(File.of(kept),)).save(kept.with_suffix(".json"))
+    return kept
+
+
+def load_model(record: Checkpoint, folder: Path) -> nn.Module:
+    """Build the checkpoint's module in eval mode on the CPU, with its weights; hash and shapes are checked.
+
+    Raises UserError when the file is not the one recorded or does not fit the model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = record.weights.verify(folder)
+    module = models.get(record.model).build(
+        num_classes=len(record.classes), input_shape=record.input_shape, **record.options
+    )
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a safetensors file ({error}); train again") from None
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise UserError(f"{path} does not fit {record.model} {record.options}: {first}; train again") from None
+    return module.eval()

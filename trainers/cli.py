@@ -1,0 +1,149 @@
+"""What every command shares: its parser, its streams, its progress bars and its exit status."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from trainers.manifest import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+
+OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with help that keeps its line breaks, and one-line errors that end with what to do next."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **keywords)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(MISUSED, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every command takes."""
+    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
+                        help="where records and files lie (default: artifacts)")  # fmt: skip
+    parser.add_argument("--json", action="store_true",
+                        help="print the result as one JSON document on stdout; all else goes to stderr")  # fmt: skip
+
+
+def run(command: Callable[[], int]) -> NoReturn:
+    """Run a command's body and leave with its exit status; a UserError is one line on stderr and status 2."""
+    # A process manager's TERM is as orderly as Ctrl-C: temporary files go, records stay.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        status = command()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = MISUSED
+    except KeyboardInterrupt:
+        print("interrupted: finished files are complete, unfinished ones were removed", file=sys.stderr)
+        status = INTERRUPTED
+    except BrokenPipeError:  # `… | head`: the reader has left, which is no failure of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = OK
+    sys.exit(status)
+
+
+def choose(name: str, known: Iterable[str], noun: str) -> str:
+    """Return `name` if it is known; else raise UserError with the nearest known names."""
+    names = sorted(known)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}"
+    raise UserError(f"unknown {noun} {name!r}; {hint}")
+
+
+def settings(pairs: Sequence[str]) -> dict[str, str]:
+    """Parse repeated `--set key=value`. Raises UserError on a pair without `=` or a key given twice."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {pair!r} is not key=value; write for example --set lr=0.01")
+        if key in found:
+            raise UserError(f"--set {key} is given twice; give it once")
+        found[key] = value
+    return found
+
+
+def positive(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+positive.__name__ = "positive number"  # argparse names the type in its message
+
+
+def console(stderr: bool = False) -> Console:
+    """A rich console; tables keep their full width when the output is not a terminal."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not made.is_terminal:
+        made.width = 200
+    return made
+
+
+def emit(document: dict[str, Any]) -> None:
+    """Print the one JSON document of a `--json` run."""
+    print(json.dumps(document, indent=2))
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar on stderr; silent where stderr is no terminal."""
+    with progress() as bars:
+        yield from bars.track(items, total=total, description=description)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Any]:
+    """A rich Progress on stderr: description, bar, count, elapsed and remaining time."""
+    from rich import progress as bars
+
+    shown = console(stderr=True)
+    columns = (
+        bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(), bars.TimeRemainingColumn(),
+    )  # fmt: skip
+    with bars.Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as made:
+        yield made
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False) -> None:
+    """Print an aligned table; columns after the first are right-aligned where their name ends with a unit or `%`."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        name, _, right = column.partition(">")
+        made.add_column(name or right, justify="right" if right else "left", no_wrap=True, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    console(stderr).print(made)
+
+
+def megabytes(count: int) -> str:
+    """Bytes as decimal megabytes."""
+    return f"{count / 1e6:.1f} MB" if count < 1e10 else f"{count / 1e9:.1f} GB"
