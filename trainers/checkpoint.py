@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainers import models
+from trainers.dataset import DataInfo
 from trainers.manifest import Environment, File, Record, Struct, UserError, atomic, link_or_copy, sha256
 from trainers.spec import Option, Preprocess, Recipe
 
@@ -18,23 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NAME = "checkpoint"
-
-
-class SplitInfo(Struct):
-    """How many images a split has, and the sha256 over them and their labels."""
-
-    count: int
-    sha256: str
-
-
-class DataInfo(Struct):
-    """Which images were used: enough to open them again and to know that they are the same."""
-
-    name: str  # the source: mnist, cifar10, tinyimagenet, folder, synthetic
-    path: str | None  # where the user's copy lies; None for a source that needs none
-    seed: int  # of the validation split and of procedural images
-    classes_used: int  # labels that occur (synthetic data use fewer than the model has logits)
-    splits: dict[str, SplitInfo]
 
 
 class Metrics(Struct):

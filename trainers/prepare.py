@@ -1,0 +1,138 @@
+"""From what `--data` says to three splits: find the files, recognise them, complete the splits, pack or stream."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from trainers import data as sources
+from trainers import pack
+from trainers.dataset import Split
+from trainers.download import differences, fetch_all
+from trainers.images import Images, cut, recolour
+from trainers.manifest import UserError
+from trainers.pack import PackedSplit, PackRecord
+from trainers.source import Raw, Request, Source
+from trainers.stream import Streamed
+from trainers.tree import Tree, fingerprint, open_tree
+
+PACKS, DOWNLOADS = "packs", "downloads"  # folders of the cache
+SHARE = 0.1  # of each class's training images, for a split that the source lacks
+PACK_LIMIT = 8_000_000_000  # bytes; above it, or above half the free disk, a data set is streamed
+
+Prepared = tuple[PackRecord, Mapping[str, Split]]
+
+
+def prepare(data: str, request: Request, cache: Path, pack_limit: int | None, download: bool) -> Prepared:
+    """The splits and the record that describes them; from the pack where there is one. Raises UserError."""
+    name = data.partition(":")[0]
+    if name not in sources.names():
+        name, path = "", _existing(data)
+        label = re.sub(r"[^A-Za-z0-9_-]+", "-", path.name.partition(".")[0])
+    elif sources.get(name).make is not None:
+        path, label = None, name
+    else:
+        path, label = _downloaded(data, cache, download), name
+    try:
+        folder = cache / PACKS / f"{label}-{_key(name, path, request)}"
+        return _packed(folder, pack_limit) or _read(name, path, request, folder, pack_limit)
+    except OSError as error:
+        raise UserError(f"{error.filename or cache}: {error.strerror}; make room or give --cache DIR") from None
+
+
+def _existing(data: str) -> Path:
+    path = Path(data).expanduser().resolve()
+    if not path.exists():
+        raise UserError(f"{data}: neither a path nor a data source; give a folder, an archive or one of "
+                        f"{', '.join(sources.names())}")  # fmt: skip
+    return path
+
+
+def _downloaded(data: str, cache: Path, allowed: bool) -> Path:
+    """The source's official file, or the folder of its files, downloaded if need be."""
+    name, colon, _ = data.partition(":")
+    downloads = sources.get(name).downloads
+    if colon or not downloads:
+        raise UserError(f"--data {data} names no files; give --data PATH with the path of your {name} data")
+    return fetch_all(name, downloads, cache / DOWNLOADS / name, allowed)
+
+
+def _key(name: str, path: Path | None, request: Request) -> str:
+    """What a pack's contents depend on, as 16 hexadecimal digits."""
+    parts = [pack.FORMAT, name, path and fingerprint(path), request.shape, request.seed]
+    parts += [request.argument, request.num_classes] if path is None else []
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _packed(folder: Path, pack_limit: int | None) -> Prepared | None:
+    """The finished pack in `folder`, if there is one, it is whole, and the limit allows it."""
+    record = pack.find(folder)
+    if record is None or (pack_limit is not None and record.bytes > pack_limit):
+        return None
+    try:
+        return record, pack.open_splits(folder, record)
+    except pack.Damaged as error:
+        print(f"note: {error}; packing again", file=sys.stderr)
+        return None
+
+
+def _read(name: str, path: Path | None, request: Request, folder: Path, pack_limit: int | None) -> Prepared:
+    """Read the source and pack it, or stream it where it is larger than the limit."""
+    raw, fields = _made(name, request) if path is None else _loaded(path, request, folder)
+    splits = {name: recolour(images, request.shape[0]) for name, images in _complete(raw, request.seed).items()}
+    size = sum(len(images.labels) * math.prod(images.shape) for images in splits.values())
+    if size > (min(PACK_LIMIT, _free(folder) // 2) if pack_limit is None else pack_limit):
+        streams = {name: Streamed.of(name, images) for name, images in splits.items()}
+        described = {
+            name: PackedSplit(count=len(split), shape=split.shape, sha256=split.sha256)
+            for name, split in streams.items()
+        }
+        return PackRecord(splits=described, classes=raw.classes, **fields), streams
+    record = pack.write(folder, splits, classes=raw.classes, **fields)
+    return record, pack.open_splits(folder, record)
+
+
+def _made(name: str, request: Request) -> tuple[Raw, dict[str, object]]:
+    make = sources.get(name).make
+    assert make is not None
+    return make(request), {"source": name, "origin": None, "notes": ()}
+
+
+def _loaded(path: Path, request: Request, folder: Path) -> tuple[Raw, dict[str, object]]:
+    tree = open_tree(path, folder.parent)
+    name, source = _recognised(tree)
+    assert source.load is not None
+    notes = differences(name, tree, source.downloads)
+    return source.load(tree, request), {"source": name, "origin": str(path), "notes": notes}
+
+
+def _recognised(tree: Tree) -> tuple[str, Source]:
+    """The one source whose layout this is. Raises UserError saying what was expected."""
+    readers = {name: source for name in sources.names() if (source := sources.get(name)).recognises is not None}
+    for name, source in readers.items():
+        if source.recognises is not None and source.recognises(tree):
+            return name, source
+    expected = ", ".join(f"{source.expected} ({name})" for name, source in readers.items())
+    raise UserError(f"{tree.path}: no known layout; expected {expected}; give the path of one of these")
+
+
+def _complete(raw: Raw, seed: int) -> dict[str, Images]:
+    """Train, val and test; a missing one is cut from train, the same way for the same seed."""
+    splits = dict(raw.splits)
+    for stream, name in enumerate(("test", "val")):
+        if name not in splits:
+            splits["train"], splits[name] = cut(splits["train"], SHARE, seed, stream)
+    return {name: splits[name] for name in ("train", "val", "test")}
+
+
+def _free(folder: Path) -> int:
+    """Free bytes on the disk that will hold `folder`."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

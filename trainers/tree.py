@@ -1,0 +1,180 @@
+"""Tree: the files of a folder or an archive, listed and read in place, never extracted."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import tempfile
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+from trainers.manifest import UserError
+
+OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}  # a compressed tar's first bytes
+BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError)
+
+
+class Tree(Protocol):
+    """Regular files by their relative POSIX names. `read` may be called from several threads."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or archive."""
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Names, in the order in which they are read fastest, and sizes in bytes."""
+
+    def read(self, name: str) -> bytes:
+        """A file's contents. Raises OSError or another of BROKEN."""
+
+
+def open_tree(path: Path, scratch: Path) -> Tree:
+    """Open a folder, zip or tar. A compressed tar is inflated into an unnamed file in `scratch`.
+
+    Raises UserError on another file, a broken archive, or one with a member that is a link or lies outside.
+    """
+    if path.is_dir():
+        return Folder(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+        if zipfile.is_zipfile(path):
+            return Zip(path)
+        opener = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), None)
+        if opener is not None or tarfile.is_tarfile(path):
+            return Tar(path, _inflated(path, scratch) if opener else path.open("rb"))
+    except BROKEN as error:
+        raise UserError(f"{path}: cannot be read as an archive ({error}); get it again") from None
+    raise UserError(f"{path}: neither a folder nor a zip, tar, tar.gz or tar.xz archive; give one of these")
+
+
+def fingerprint(path: Path) -> str:
+    """What changes when the contents do: a file's size and time, or the listing of a folder with those."""
+    if path.is_file():
+        found = path.stat()
+        return f"{path}:{found.st_size}:{found.st_mtime_ns}"
+    digest = hashlib.sha256()
+    for name, found in sorted(_walk(path)):
+        digest.update(f"{name}:{found.st_size}:{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return f"{path}:{digest.hexdigest()}"
+
+
+class Folder:
+    """A folder and all below it; hidden files are left out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = {name: found.st_size for name, found in sorted(_walk(path))}
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+
+class Zip:
+    """A zip archive, read member by member."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._archive = zipfile.ZipFile(path)
+        members = [member for member in self._archive.infolist() if not member.is_dir()]
+        for member in members:
+            mode = member.external_attr >> 16
+            _check(path, member.filename, plain=not mode or stat.S_IFMT(mode) in (0, stat.S_IFREG))
+            if member.flag_bits & 1:
+                raise UserError(f"{path}: {member.filename} is encrypted; give an archive without a password")
+        self.files = {member.filename: member.file_size for member in members}
+
+    def read(self, name: str) -> bytes:
+        return self._archive.read(name)
+
+
+class Tar:
+    """An uncompressed tar, read at each member's offset."""
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self.path = path
+        self._file = file
+        self._lock = threading.Lock()
+        self._offsets: dict[str, int] = {}
+        self.files: dict[str, int] = {}
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                _check(path, member.name, plain=member.isreg() and not member.issparse())
+                name = member.name.removeprefix("./")
+                self._offsets[name], self.files[name] = member.offset_data, member.size
+
+    def read(self, name: str) -> bytes:
+        with self._lock:
+            self._file.seek(self._offsets[name])
+            return self._file.read(self.files[name])
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
+def _check(path: Path, name: str, *, plain: bool) -> None:
+    """Refuse a member that is a link or device, or whose resolved name leaves the archive's folder."""
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if not plain or parts.is_absolute() or ".." in parts.parts or ":" in parts.parts[0]:
+        what = "points outside the archive" if plain else "is a link or no plain file"
+        raise UserError(f"{path}: member {name!r} {what}; get the archive from a source you trust")
+
+
+def _inflated(path: Path, scratch: Path) -> IO[bytes]:
+    """The tar inside a compressed one, in a file that vanishes when it is closed: random access needs it."""
+    from trainers.cli import progress
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    room = shutil.disk_usage(scratch).free // 2
+    target = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 (it lives as long as the Tar)
+    try:
+        with path.open("rb") as packed, progress() as bars:
+            task = bars.add_task(f"reading {path.name}", total=path.stat().st_size)
+            opener = OPENERS[next(magic for magic in OPENERS if packed.read(8).startswith(magic))]
+            packed.seek(0)
+            with opener(packed) as source:
+                while block := source.read(1 << 22):
+                    target.write(block)
+                    bars.update(task, completed=packed.tell())
+                    if target.tell() > room:
+                        raise UserError(f"{path}: takes more than half the free disk when inflated; "
+                                        "free some, or give --cache DIR on a larger one")  # fmt: skip
+    except BaseException:
+        target.close()
+        raise
+    return target
+
+
+def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every visible file below `root`: its relative name and its stat. Links to folders are followed once."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [("", str(root))]
+    while waiting:
+        prefix, folder = waiting.pop()
+        try:
+            found = os.stat(folder)
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+        if (found.st_dev, found.st_ino) in seen:
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                waiting.append((f"{prefix}{entry.name}/", entry.path))
+            elif entry.is_file():
+                yield f"{prefix}{entry.name}", entry.stat()
