@@ -10,7 +10,7 @@ from typing import Literal
 from export.variant import Variant
 from trainers.checkpoint import Checkpoint
 from trainers.manifest import Environment, File, Record, Struct, UserError, sha256
-from trainers.spec import Preprocess
+from trainers.spec import Option, Preprocess
 
 FAILED = "failed"  # the folder for files beyond their tolerance: no stage looks there by itself
 
@@ -41,6 +41,7 @@ class Parity(Struct):
 
     split: str
     images: int
+    verified_on: str  # digest of these images and their preparation
     batches: tuple[int, ...]  # the batch sizes the file was run at
     max_abs_err: float
     logit_scale: float  # standard deviation of PyTorch's logits: what an absolute error is to be seen against
@@ -61,6 +62,7 @@ class Artifact(Record, frozen=True, kw_only=True):
 
     kind: Literal["torch", "onnx"]
     model: str
+    options: dict[str, Option]  # the model's own settings, which its module is built with
     variant: Variant
     files: tuple[File, ...]
     preprocess: Preprocess
@@ -69,7 +71,7 @@ class Artifact(Record, frozen=True, kw_only=True):
     outputs: tuple[Tensor, ...]
     parents: tuple[Parent, ...]
     reference: File
-    parity: Parity | None  # None only for the torch artifact, which is the reference
+    parity: Parity
     attested: dict[str, dict[str, int]]  # weight types counted by operator, read back from the file
     seconds: float
     command: str
@@ -102,7 +104,7 @@ def find(folder: Path) -> Iterator[Found]:
     """Every recorded artifact of a model's folder, by name. Raises UserError on a record that cannot be read."""
     current = current_sha(folder)
     for path in sorted(folder.glob("*.json")):
-        if path.name.startswith((".", "checkpoint")):
+        if path.name.startswith((".", "checkpoint", "state-")):
             continue
         record = Artifact.load(path)
         origin = next((parent.sha256 for parent in record.parents if parent.role == "checkpoint"), None)

@@ -11,9 +11,9 @@ class Variant(Struct):
     """How an artifact was made. Names are the command line's: `--exporter`, `--gelu`, `--quantize`, `--target`."""
 
     exporter: str = "dynamo"
-    gelu: str | None = "exact"  # None for a model without GELU
+    gelu: str = "exact"  # as the model has it; also for a model without GELU
     precision: str = "fp32"
-    target: str | None = None  # the engine that quantization was placed for; None where nothing is quantized
+    target: str | None = None  # the engine quantization was placed for; None for precisions with one form for all
     batch: int | None = None  # None: dynamic
     opset: int | None = OPSET  # None for the torch artifact
     rewrites: tuple[str, ...] = ()
@@ -21,7 +21,7 @@ class Variant(Struct):
 
     def name(self, model: str) -> str:
         """The file's stem: model-exporter-gelu-precision, then what differs from its default, in a fixed order."""
-        parts = [model, self.exporter, self.gelu or "plain", self.precision]
+        parts = [model, self.exporter, self.gelu, self.precision]
         if self.target not in (None, "cpu"):
             parts.append(str(self.target))
         if self.batch is not None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from trainers.manifest import UserError
+from trainers.manifest import CheckFailed, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +51,9 @@ def run(command: Callable[[], int]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = MISUSED
+    except CheckFailed as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        status = FAILED
     except KeyboardInterrupt:
         print("interrupted: finished files are complete, unfinished ones were removed", file=sys.stderr)
         status = INTERRUPTED

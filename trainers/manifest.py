@@ -35,6 +35,10 @@ class UserError(Exception):
     """Something the user can mend. The message is one line and ends with what to do next; the exit status is 2."""
 
 
+class CheckFailed(Exception):
+    """The work ran and its result did not pass. The message is one line; the exit status is 1."""
+
+
 class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A frozen value inside a record."""
 

@@ -1,0 +1,66 @@
+"""Precisions: what `--quantize` can make of a verified fp32 ONNX file, and how close it must stay to PyTorch.
+
+Each conversion is a module here with `convert(source, destination, conversion)`; its row below is all that the
+command line, the plan and the contract tests know.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Beyond any of these an artifact is failed; None is not judged.
+
+    `error`: the largest absolute logit error, in standard deviations of PyTorch's logits. `cosine`: the mean cosine
+    between logit vectors. `drop`: percentage points of top-1, failed when the whole 95% interval lies above it.
+    """
+
+    error: float | None = None
+    cosine: float | None = None
+    drop: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """A row of the table: which module converts, whether it needs images, and what is judged."""
+
+    module: str | None  # None: what the exporter writes
+    tolerance: Tolerance
+    calibrated: bool = False
+    targets: tuple[str, ...] = ()  # engines it can be placed for; empty: one form for all
+    size_ratio: float = 1.0  # expected bytes per fp32 byte of a convolution, for the plan
+
+
+PRECISIONS: dict[str, Precision] = {
+    "fp32": Precision(module=None, tolerance=Tolerance(error=2e-3)),
+    "fp16": Precision(module="fp16", tolerance=Tolerance(error=0.1, cosine=0.9995), size_ratio=0.5),
+    "int8": Precision(
+        module="int8", tolerance=Tolerance(cosine=0.98, drop=1.0), calibrated=True, targets=("cpu", "tensorrt"),
+        size_ratio=0.25,
+    ),
+    "int8-dynamic": Precision(module="int8_dynamic", tolerance=Tolerance(cosine=0.98, drop=1.0), size_ratio=0.25),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What a conversion may use: the engine it is for and, if it is calibrated, float32 image batches."""
+
+    target: str | None
+    images: Iterator[np.ndarray] | None
+
+
+def convert(name: str, source: Path, destination: Path, conversion: Conversion) -> None:
+    """Write `source` (fp32 ONNX) to `destination` in the precision `name`."""
+    module = importlib.import_module(f"{__name__}.{PRECISIONS[name].module}")
+    module.convert(source, destination, conversion)

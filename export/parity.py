@@ -1,0 +1,124 @@
+"""Parity: is the exported file still the model? Judged on real images against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.artifact import Parity
+from export.precision import Tolerance
+from trainers.manifest import UserError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+BATCH = 32  # images a run; the exporters traced another batch
+SINGLES = 8  # images that are also run alone
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime CPU session. Raises UserError with the engine's reason when it refuses the file."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented,
+            errors.InvalidArgument, errors.RuntimeException) as error:  # fmt: skip
+        raise UserError(f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}; try another "
+                        "--exporter, --opset or --quantize") from error  # fmt: skip
+
+
+def run(path: Path, batches: Iterable[np.ndarray], batch: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of all images in batches, and of the first SINGLES images one by one.
+
+    A file with a fixed `batch` runs at that size only; its last batch is filled up and cut again.
+    """
+    loaded = session(path)
+    name = loaded.get_inputs()[0].name
+    whole: list[np.ndarray] = []
+    single: list[np.ndarray] = []
+    for images in batches:
+        if batch is None and not single:
+            single = [loaded.run(None, {name: images[i : i + 1]})[0] for i in range(min(SINGLES, len(images)))]
+        whole += [loaded.run(None, {name: part})[0][:kept] for part, kept in _fitted(images, batch)]
+    logits = np.concatenate(whole)
+    return logits, np.concatenate(single) if single else logits[:0]
+
+
+def _fitted(images: np.ndarray, batch: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    """Cut images to the batch that a file takes, with the number of rows that count."""
+    if batch is None:
+        yield images, len(images)
+        return
+    for start in range(0, len(images), batch):
+        part = images[start : start + batch]
+        missing = batch - len(part)
+        yield np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]), len(part)
+
+
+def compare(
+    logits: np.ndarray, single: np.ndarray, module: np.ndarray, checkpoint: np.ndarray, labels: np.ndarray,
+    *, split: str, verified_on: str, batches: tuple[int, ...], tolerance: Tolerance,
+) -> Parity:  # fmt: skip
+    """Compare logits (N, classes) with those of the PyTorch module and of the checkpoint, and judge them."""
+    both, expected = np.concatenate([logits, single]), np.concatenate([module, module[: len(single)]])
+    finite = bool(np.isfinite(both).all())
+    hits, own, origin = (x.argmax(1) == labels for x in (logits, module, checkpoint))
+    drop, interval = paired_drop(origin, hits)
+    own_drop, own_interval = paired_drop(own, hits)
+    scale = float(module.std())
+    error = float(np.abs(both - expected).max()) if finite else float("inf")
+    cosine = mean_cosine(both, expected) if finite else 0.0
+    reasons = _reasons(tolerance, finite, error, scale, cosine, own_interval)
+    return Parity(
+        split=split, images=len(labels), verified_on=verified_on, batches=batches, max_abs_err=min(error, float(np.finfo(np.float32).max)),
+        logit_scale=scale, cosine=cosine, top1_agreement=100 * float((logits.argmax(1) == module.argmax(1)).mean()),
+        accuracy=100 * float(hits.mean()), checkpoint_accuracy=100 * float(origin.mean()), drop=drop,
+        drop_interval=interval, own_drop=own_drop, own_drop_interval=own_interval, passed=not reasons,
+        reason="; ".join(reasons),
+    )  # fmt: skip
+
+
+def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """The mean cosine between the rows of two (N, classes) arrays."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(((a * b).sum(1) / np.maximum(norms, 1e-30)).mean())
+
+
+def paired_drop(before: np.ndarray, after: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Points of accuracy lost between two vectors of hits on the same images, with the paired 95% interval.
+
+    The interval is Wald's with half an observation added to each discordant cell (Agresti and Min, 2005), which
+    keeps its level when few images change sides.
+    """
+    lost, won, count = int((before & ~after).sum()), int((~before & after).sum()), len(before)
+    drop = (lost - won) / count
+    b, c, n = lost + 0.5, won + 0.5, count + 2
+    half = 1.96 * np.sqrt(b + c - (b - c) ** 2 / n) / n
+    middle = (b - c) / n
+    return 100 * drop, (100 * float(middle - half), 100 * float(middle + half))
+
+
+def _reasons(
+    tolerance: Tolerance, finite: bool, error: float, scale: float, cosine: float, interval: tuple[float, float]
+) -> list[str]:
+    """What lies beyond the tolerance, in words."""
+    if not finite:
+        return ["the output is not finite"]
+    reasons = []
+    if scale < 1e-6:
+        reasons.append("PyTorch's logits do not vary, so agreement would mean nothing")
+    if tolerance.error is not None and error > tolerance.error * scale:
+        reasons.append(f"largest error {error:.2g} exceeds {tolerance.error:g} of the logits' deviation {scale:.2g}")
+    if tolerance.cosine is not None and cosine < tolerance.cosine:
+        reasons.append(f"cosine {cosine:.4f} is below {tolerance.cosine:g}")
+    if tolerance.drop is not None and interval[0] > tolerance.drop:
+        reasons.append(f"top-1 falls by {interval[0]:.2f} to {interval[1]:.2f} points, more than {tolerance.drop:g}")
+    return reasons

@@ -1,0 +1,179 @@
+"""The way of one artifact: checkpoint -> file -> checked -> verified -> recorded."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from export import calibration, graph, parity, reference
+from export.activations import swap_gelu
+from export.artifact import FAILED, Artifact, Parent, Parity, Tensor, is_true
+from export.exporters import INPUT, OUTPUT, TORCH, Request, write_onnx
+from export.precision import PRECISIONS, Conversion, Tolerance, convert
+from export.variant import OPSET, Calibration, Variant
+from trainers.checkpoint import Checkpoint, load_model
+from trainers.dataset import Dataset
+from trainers.manifest import CheckFailed, File, UserError, environment, link_or_copy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One checkpoint and the images its variants are calibrated and judged on."""
+
+    checkpoint: Checkpoint
+    source: Path  # the folder the checkpoint lies in
+    folder: Path  # where artifacts go
+    data: Dataset
+    calibration_images: int
+    verify_images: int | None  # None: all of the test split
+    made: dict[Variant, Artifact] = field(default_factory=dict)
+
+    @cached_property
+    def verification(self) -> reference.Verification:
+        return reference.choose_images(self.data.splits["test"], self.checkpoint.preprocess, self.verify_images)
+
+    @cached_property
+    def calibration(self) -> tuple[reference.Verification, Calibration]:
+        return calibration.choose(self.data, self.checkpoint.preprocess, self.calibration_images)
+
+    @cached_property
+    def reference(self) -> File:
+        return reference.write_reference(self.checkpoint, self.source, self.folder, self.data.splits["test"])
+
+    def logits(self, gelu: str) -> np.ndarray:
+        """PyTorch's logits on the verification images, with this activation."""
+        return reference.logits(self.checkpoint, self.source, self.folder, gelu, self.verification)
+
+
+def complete(job: Job, variant: Variant) -> Variant:
+    """The variant with what the job decides: the calibration of a calibrated precision."""
+    if PRECISIONS[variant.precision].calibrated:
+        return msgspec.structs.replace(variant, calibration=job.calibration[1])
+    return variant
+
+
+def export(job: Job, variant: Variant) -> Artifact:
+    """Make one artifact, or find it already made and true. Its record is on disk when this returns.
+
+    A variant beyond its tolerance is recorded with `parity.passed` false, in the folder `failed`. Raises UserError
+    when the exporter or the engine refuses the model, CheckFailed when the file or its parent is invalid.
+    """
+    variant = complete(job, variant)
+    name = variant.name(job.checkpoint.model)
+    reused = job.made.get(variant) or _reuse(job, variant, name)
+    if reused is not None:
+        job.made[variant] = reused
+        return reused
+    began = time.perf_counter()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=job.folder, prefix=".export-") as scratch:
+        suffix = ".safetensors" if variant.exporter == TORCH else ".onnx"
+        path = Path(scratch) / f"{name}{suffix}"
+        parents = _write(job, variant, path)
+        inputs, outputs, attested = _describe(job, variant, path, name)
+        judged = _verify(job, variant, path)
+        record = Artifact(
+            kind="torch" if variant.exporter == TORCH else "onnx", model=job.checkpoint.model,
+            options=job.checkpoint.options, variant=variant, files=(File.of(path),),
+            preprocess=job.checkpoint.preprocess, classes=job.checkpoint.classes, inputs=inputs, outputs=outputs,
+            parents=parents, reference=job.reference, parity=judged, attested=attested,
+            seconds=time.perf_counter() - began, command=shlex.join(["python", "-m", "export", *sys.argv[1:]]),
+            environment=environment(),
+        )  # fmt: skip
+        _place(job, record, path, name)
+    job.made[variant] = record
+    return record
+
+
+def _reuse(job: Job, variant: Variant, name: str) -> Artifact | None:
+    """The artifact on disk, if it is this variant of this checkpoint, judged on these images, and undamaged."""
+    path = job.folder / f"{name}.json"
+    if not path.is_file():
+        return None
+    try:
+        record = Artifact.load(path)
+    except UserError:
+        return None  # it cannot be trusted, so it is made again
+    same = (
+        record.variant == variant
+        and record.parents[0].sha256 == job.checkpoint.weights.sha256
+        and record.parity.images == len(job.verification.indices)
+        and record.parity.verified_on == job.verification.key
+        and is_true(job.folder / record.file.path, record.file)
+        and record.reference == job.reference
+    )
+    return record if same else None
+
+
+def _write(job: Job, variant: Variant, path: Path) -> tuple[Parent, ...]:
+    """Write the variant's file and say what it was made from."""
+    weights = job.checkpoint.weights
+    origin = Parent(role="checkpoint", path=weights.path, sha256=weights.sha256)
+    if variant.exporter == TORCH:
+        link_or_copy(weights.verify(job.source), path)
+        return (origin,)
+    if PRECISIONS[variant.precision].module is None:
+        module = swap_gelu(load_model(job.checkpoint, job.source), variant.gelu)
+        request = Request(
+            input_shape=job.checkpoint.input_shape, batch=variant.batch, opset=variant.opset or OPSET
+        )
+        write_onnx(variant.exporter, module, path, request)
+        return (origin,)
+    plain = msgspec.structs.replace(variant, precision="fp32", target=None, calibration=None)
+    parent = export(job, plain)
+    if not parent.parity.passed:
+        raise CheckFailed(f"{path.stem}: its fp32 parent failed verification: {parent.parity.reason}")
+    images = calibration.stream(job.calibration[0]) if variant.calibration else None
+    convert(variant.precision, job.folder / parent.file.path, path, Conversion(target=variant.target, images=images))
+    return (origin, Parent(role="fp32", path=parent.file.path, sha256=parent.file.sha256))
+
+
+def _describe(
+    job: Job, variant: Variant, path: Path, name: str
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], dict[str, dict[str, int]]]:
+    """Inputs, outputs and weight types, read back from the finished file."""
+    if variant.exporter == TORCH:
+        inputs = (Tensor(name=INPUT, dtype="float", shape=(None, *job.checkpoint.input_shape)),)
+        return inputs, (Tensor(name=OUTPUT, dtype="float", shape=(None, len(job.checkpoint.classes))),), {}
+    model = graph.finish(path, name, job.checkpoint)
+    return *graph.signature(model), graph.weight_types(model)
+
+
+def _verify(job: Job, variant: Variant, path: Path) -> Parity:
+    """Run the file on the verification images and compare it with PyTorch."""
+    expected, checkpoint = job.logits(variant.gelu), job.logits("exact")
+    if variant.exporter == TORCH:
+        logits, single, tolerance = expected, expected[:0], Tolerance()
+    else:
+        logits, single = parity.run(path, reference.images(job.verification, title=path.stem), variant.batch)
+        tolerance = PRECISIONS[variant.precision].tolerance
+    batches = tuple(sorted({1, parity.BATCH})) if len(single) else (variant.batch or reference.BATCH,)
+    return parity.compare(
+        logits, single, expected, checkpoint, job.verification.labels, split=job.verification.split.name,
+        verified_on=job.verification.key, batches=batches, tolerance=tolerance,
+    )  # fmt: skip
+
+
+def _place(job: Job, record: Artifact, path: Path, name: str) -> None:
+    """Move the file to its place and write the record beside it, last. What failed goes where no stage looks."""
+    failed = job.folder / FAILED
+    good, bad = job.folder / path.name, failed / path.name
+    target, other = (good, bad) if record.parity.passed else (bad, good)
+    target.parent.mkdir(exist_ok=True)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    path.chmod(0o644)
+    path.replace(target)
+    record.save(target.with_suffix(".json"))
+    # The same variant's earlier file gave the other verdict: the newer one stands.
+    other.with_suffix(".json").unlink(missing_ok=True)
+    other.unlink(missing_ok=True)

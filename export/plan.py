@@ -1,0 +1,92 @@
+"""Which variants a command asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from export.activations import ACTIVATIONS
+from export.exporters import EXPORTERS, TORCH
+from export.precision import PRECISIONS
+from export.variant import OPSET, Variant
+from trainers.manifest import UserError
+
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """The command line's choices. `precisions` holds what is wanted besides fp32."""
+
+    exporter: str = "dynamo"
+    gelu: str = "exact"
+    precisions: tuple[str, ...] = ()
+    target: str = "cpu"
+    batch: int | None = None
+    opset: int = OPSET
+    all: bool = False
+    grid: bool = False
+
+
+def plan(wish: Wish, has_gelu: bool) -> list[Variant]:
+    """The variants to make, in order: the torch artifact and the fp32 ONNX file come with every export.
+
+    Raises UserError for a GELU choice where the model has none.
+    """
+    if wish.gelu != "exact" and not has_gelu:
+        raise UserError(f"--gelu {wish.gelu}: this model has no GELU; leave --gelu out")
+    if wish.grid:
+        chosen = _grid(wish, has_gelu)
+    elif wish.all:
+        chosen = _one_at_a_time(wish, has_gelu)
+    else:
+        chosen = _asked(wish)
+    return list(dict.fromkeys([_torch("exact"), _onnx(wish), *chosen]))
+
+
+def _asked(wish: Wish) -> list[Variant]:
+    exporters = tuple(EXPORTERS) if wish.exporter == "both" else (wish.exporter,)
+    if wish.exporter == TORCH:
+        if wish.precisions:
+            raise UserError("--exporter torch keeps PyTorch's fp32 weights; to quantize choose dynamo or eager")
+        return [_torch(wish.gelu)]
+    return [
+        _onnx(wish, exporter, wish.gelu, precision, wish.target)
+        for exporter in exporters
+        for precision in ("fp32", *wish.precisions)
+    ]
+
+
+def _one_at_a_time(wish: Wish, has_gelu: bool) -> list[Variant]:
+    """From (dynamo, exact, fp32) change one factor: exporter, GELU (in fp32 and int8), precision, target."""
+    gelus = tuple(ACTIVATIONS) if has_gelu else ("exact",)
+    chosen = [_onnx(wish, exporter) for exporter in EXPORTERS]
+    chosen += [_onnx(wish, gelu=gelu) for gelu in gelus]
+    chosen += [_onnx(wish, precision=precision, target=wish.target) for precision in PRECISIONS]
+    chosen += [_onnx(wish, gelu=gelu, precision="int8", target=wish.target) for gelu in gelus]
+    chosen += [
+        _onnx(wish, precision=name, target=target) for name, row in PRECISIONS.items() for target in row.targets
+    ]
+    return chosen
+
+
+def _grid(wish: Wish, has_gelu: bool) -> list[Variant]:
+    """Every exporter with every GELU, precision and target."""
+    gelus = tuple(ACTIVATIONS) if has_gelu else ("exact",)
+    placed = [(name, target) for name, row in PRECISIONS.items() for target in row.targets or ("cpu",)]
+    return [_torch(gelu) for gelu in gelus] + [
+        _onnx(wish, exporter, gelu, precision, target)
+        for exporter, gelu, (precision, target) in product(EXPORTERS, gelus, placed)
+    ]
+
+
+def _torch(gelu: str) -> Variant:
+    return Variant(exporter=TORCH, gelu=gelu, opset=None)
+
+
+def _onnx(
+    wish: Wish, exporter: str = "dynamo", gelu: str = "exact", precision: str = "fp32", target: str = "cpu"
+) -> Variant:
+    placed = target if PRECISIONS[precision].targets else None
+    return Variant(
+        exporter=exporter, gelu=gelu, precision=precision, target=placed, batch=wish.batch, opset=wish.opset
+    )

@@ -1,0 +1,74 @@
+"""Batches on the device: indices in an order that seed and epoch fix, augmentation on uint8, then preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainers.dataset import Split
+from trainers.preprocess import prepare
+from trainers.spec import Preprocess, Recipe
+
+Batch = tuple[Tensor, Tensor]  # images float32 (N, C, H, W), labels int64 (N,)
+
+
+def steps_per_epoch(split: Split, recipe: Recipe) -> int:
+    """Full batches in the split; a split smaller than a batch is one step."""
+    return max(1, len(split) // recipe.batch_size)
+
+
+def training_batches(
+    split: Split, preprocess: Preprocess, recipe: Recipe, epoch: int, start: int, device: torch.device
+) -> Iterator[Batch]:
+    """One epoch's shuffled, augmented batches from step `start` on; equal arguments give equal batches."""
+    permutation = np.random.default_rng((recipe.seed, epoch)).permutation(len(split))
+    orders = [_cut(permutation, step, recipe.batch_size) for step in range(start, steps_per_epoch(split, recipe))]
+    generator = torch.Generator(device=device)
+    for step, (images, labels) in enumerate(_on_device(split, orders, device), start):
+        # A seed for each step instead of a running state: a resumed run draws what an uninterrupted one would.
+        generator.manual_seed(hash((recipe.seed, epoch, step)) % 2**63)
+        yield prepare(augment(images, recipe, generator), preprocess), labels
+
+
+def evaluation_batches(
+    split: Split, preprocess: Preprocess, batch_size: int, device: torch.device, indices: np.ndarray | None = None
+) -> Iterator[Batch]:
+    """The split's images (or those at `indices`) in order, preprocessed."""
+    chosen = np.arange(len(split)) if indices is None else indices
+    orders = [_cut(chosen, step, batch_size) for step in range(-(-len(chosen) // batch_size))]
+    for images, labels in _on_device(split, orders, device):
+        yield prepare(images, preprocess), labels
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Mirror and shift uint8 images (N, H, W, C), each by its own draw."""
+    count, height, width, _ = images.shape
+    device = images.device
+    if recipe.flip:
+        mirrored = torch.rand(count, generator=generator, device=device) < 0.5
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(2), images)
+    if recipe.crop:
+        pad = recipe.crop
+        padded = F.pad(images, (0, 0, pad, pad, pad, pad))
+        shift = torch.randint(2 * pad + 1, (2, count, 1), generator=generator, device=device)
+        rows = shift[0] + torch.arange(height, device=device)
+        columns = shift[1] + torch.arange(width, device=device)
+        images = padded[torch.arange(count, device=device).view(-1, 1, 1), rows[:, :, None], columns[:, None, :]]
+    return images
+
+
+def _cut(order: np.ndarray, step: int, batch_size: int) -> np.ndarray:
+    return order[step * batch_size : (step + 1) * batch_size]
+
+
+def _on_device(split: Split, orders: Sequence[np.ndarray], device: torch.device) -> Iterator[Batch]:
+    pin = device.type == "cuda"  # copies from pinned memory overlap with the step before
+    for order, images in zip(orders, split.stream(orders), strict=True):
+        pair = torch.from_numpy(images), torch.from_numpy(split.labels[order])
+        if pin:
+            pair = pair[0].pin_memory(), pair[1].pin_memory()
+        yield pair[0].to(device, non_blocking=True), pair[1].to(device, non_blocking=True)

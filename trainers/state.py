@@ -1,0 +1,99 @@
+"""TrainingState: everything an interrupted run needs to go on as if nothing had happened.
+
+Tensors lie in `state-<step>.safetensors`, the rest in the record beside it, written last. The two newest are kept: a
+run killed while it writes one still has the other.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
+
+from trainers.checkpoint import DataInfo, write_weights
+from trainers.manifest import File, Record, UserError
+from trainers.spec import Option, Recipe
+
+KEPT = 2
+
+
+class TrainingState(Record, frozen=True, kw_only=True):
+    """Where a run stands after `step` optimizer steps."""
+
+    model: str
+    options: dict[str, Option]
+    recipe: Recipe
+    data: DataInfo
+    step: int
+    seconds: float
+    scaler: dict[str, float]
+    files: tuple[File, ...]
+
+
+def save_state(
+    folder: Path, record: dict[str, Any], module: nn.Module, optimizer: optim.Optimizer, totals: Tensor
+) -> TrainingState:
+    """Write weights, optimizer, running totals and random state; then drop all but the newest two."""
+    tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        # SGD before its first step has a momentum of None, which is the same as having none.
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if value is not None}
+    tensors |= {"totals": totals, "random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random_cuda"] = torch.cuda.get_rng_state()
+    path = folder / f"state-{record['step']:08d}.safetensors"
+    state = TrainingState(files=(write_weights(tensors, path),), **record)
+    state.save(path.with_suffix(".json"))
+    for old in _records(folder)[KEPT:]:
+        _remove(old)
+    return state
+
+
+def newest_state(folder: Path) -> tuple[TrainingState | None, list[str]]:
+    """The newest state that is whole, and a line for each that is not."""
+    complaints = []
+    for path in _records(folder):
+        try:
+            state = TrainingState.load(path)
+            state.files[0].verify(folder)
+        except UserError as error:
+            complaints.append(str(error))
+            continue
+        return state, complaints
+    return None, complaints
+
+
+def restore(state: TrainingState, folder: Path, module: nn.Module, optimizer: optim.Optimizer) -> Tensor:
+    """Load the state into module, optimizer and the random generators; returns the running totals."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / state.files[0].path)
+    module.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    held: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            held.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["random"])
+    if "random_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random_cuda"])
+    return tensors["totals"]
+
+
+def clear_states(folder: Path) -> None:
+    """Remove every state of a finished run."""
+    for path in _records(folder):
+        _remove(path)
+
+
+def _records(folder: Path) -> list[Path]:
+    """State records, newest first."""
+    return sorted(folder.glob("state-*.json"), reverse=True)
+
+
+def _remove(record: Path) -> None:
+    record.unlink(missing_ok=True)  # the record first: a state without one does not exist
+    record.with_suffix(".safetensors").unlink(missing_ok=True)
