@@ -1,0 +1,1 @@
+"""Stage 3: artifacts to measurements. Nothing heavy is imported here."""

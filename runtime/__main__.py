@@ -1,0 +1,27 @@
+"""python -m runtime VERB: measure artifacts, and look at what was measured."""
+
+from __future__ import annotations
+
+from runtime.commands import verbs
+from trainers import cli
+
+
+def parser() -> cli.Parser:
+    """The command line: one sub-command a verb."""
+    made = cli.Parser(prog="python -m runtime", description="Measure artifacts, and look at what was measured.",
+                      epilog="examples:\n  python -m runtime bench convnext\n  python -m runtime report --csv")  # fmt: skip
+    words = made.add_subparsers(metavar="VERB", required=True, parser_class=cli.Parser)
+    for name, verb in verbs().items():
+        word = words.add_parser(name, help=verb.SUMMARY, description=verb.SUMMARY, epilog=verb.EXAMPLES)
+        verb.flags(word)
+        word.set_defaults(run=verb.run)
+    return made
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    cli.run(lambda: arguments.run(arguments))
+
+
+if __name__ == "__main__":
+    main()

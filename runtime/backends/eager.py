@@ -1,0 +1,78 @@
+"""PyTorch, operator by operator: the baseline that every ratio is to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from runtime.backends import lacking
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from export.artifact import Found
+
+formats = ("torch",)
+packages = ("torch",)
+options: Mapping[str, tuple[str, ...]] = {}
+computes = True
+
+
+def unusable(device: str) -> str | None:
+    return lacking("torch", "torch torchvision", device)
+
+
+class TorchSession:
+    """A callable on tensors, eager or compiled, under no_grad."""
+
+    def __init__(self, forward: Callable[[Any], Any], device: str, build_s: float, attested: dict[str, str]) -> None:
+        import torch
+
+        self._torch, self._device, self._forward = torch, device, forward
+        self._context = torch.no_grad()
+        self._context.__enter__()  # entered once: entering it in every step would be timed
+        self._x: Tensor | None = None
+        self._logits: Tensor | None = None
+        self.build_s, self.attested = build_s, attested
+
+    def bind(self, x: np.ndarray) -> None:
+        self._x = self._torch.from_numpy(x).to(self._device)
+
+    def step(self) -> None:
+        self._logits = self._forward(self._x)
+
+    def sync(self) -> None:
+        if self._device == "cuda":
+            self._torch.cuda.synchronize()
+
+    def fetch(self) -> np.ndarray:
+        assert self._logits is not None, "fetch before step"
+        logits: np.ndarray = self._logits.float().cpu().numpy()
+        return logits
+
+    def close(self) -> None:
+        self._context.__exit__(None, None, None)
+        self._x = self._logits = None
+        self._forward = _closed
+
+
+def _closed(_: Any) -> Any:
+    raise AssertionError("the session is closed")
+
+
+def module(artifact: Found, device: str, threads: int) -> nn.Module:
+    """The artifact's fp32 module on the device, with PyTorch set to honest fp32 and to `threads` threads."""
+    import torch
+
+    from export.exporters import load_torch
+
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions; the artifact says fp32
+    loaded: nn.Module = load_torch(artifact).to(device)
+    return loaded
+
+
+def load(artifact: Found, *, device: str, threads: int, batch: int, options: Mapping[str, str]) -> TorchSession:
+    return TorchSession(module(artifact, device, threads), device, 0.0, {"engine": "eager", "precision": "fp32"})

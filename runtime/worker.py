@@ -1,0 +1,190 @@
+"""One engine, one artifact, one process: reads JSON lines on stdin, answers each with one on stdout.
+
+    {"do": "open", "path": …, "backend": …, "device": …, "threads": …, "options": {…}}
+    {"do": "load", "batch": 8, "input": [null, 3, 224, 224]}   -> times, what the engine attests, its check
+    {"do": "warm", "seconds": 1.0}
+    {"do": "turn", "seconds": 0.2, "at_least": 3, "at_most": 1000}   -> nanoseconds of every sample
+    {"do": "inspect", "path": …}                               -> inputs of a foreign ONNX file
+
+Run by `runtime.process`, never by hand. An engine that needs no PyTorch runs here without importing it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from export.artifact import Artifact, Found
+from runtime import backends
+from runtime.backend import Backend, Session
+from trainers.manifest import UserError
+
+PR_SET_PDEATHSIG = 1
+WARM_SHARE = 0.1  # of a turn, before its samples: caches and threads were the other workers'
+
+
+class Worker:
+    """The state between requests: the artifact and the session that is loaded."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+
+    def open(self, *, path: str, backend: str, device: str, threads: int, options: dict[str, str]) -> dict[str, Any]:
+        """Read the record and check the file's hash."""
+        file = Path(path)
+        record_path = file.with_suffix(".json")
+        record = Artifact.load(record_path) if record_path.is_file() else None
+        if record is not None:
+            record.file.verify(file.parent)
+        self._found = Found(path=file, record=record)
+        self._backend: Backend = backends.get(backend)
+        self._device, self._threads, self._options = device, threads, options
+        return {}
+
+    def load(self, *, batch: int, input: list[int | None]) -> dict[str, Any]:
+        """Load for a batch size in place of the session before, then check its outputs."""
+        self._close()
+        started = time.perf_counter()
+        session = self._session = self._backend.load(
+            self._found, device=self._device, threads=self._threads, batch=batch, options=self._options
+        )
+        load_s = time.perf_counter() - started - session.build_s
+        first_s, check = _first_and_check(session, self._backend, self._found, batch, input)
+        return {"build_s": session.build_s, "load_s": load_s, "first_s": first_s, "attested": session.attested,
+                "check": check, "peak_bytes": peak_bytes()}  # fmt: skip
+
+    def warm(self, *, seconds: float) -> dict[str, Any]:
+        from runtime.measure import warm_up
+
+        return {"steps": warm_up(self._loaded(), seconds=seconds)}
+
+    def turn(self, *, seconds: float, at_least: int, at_most: int) -> dict[str, Any]:
+        from runtime.measure import samples
+
+        samples(self._loaded(), seconds=WARM_SHARE * seconds)
+        taken = samples(self._loaded(), seconds=seconds, at_least=at_least, at_most=at_most)
+        return {"samples_ns": taken, "peak_bytes": peak_bytes()}
+
+    def inspect(self, *, path: str) -> dict[str, Any]:
+        from runtime.foreign import inspect
+
+        return inspect(Path(path))
+
+    def modules(self, *, names: list[str]) -> dict[str, Any]:
+        """Which of these modules this process has imported."""
+        return {"imported": [name for name in names if name in sys.modules]}
+
+    def _loaded(self) -> Session:
+        assert self._session is not None, "load comes before warm and turn"
+        return self._session
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+def _first_and_check(
+    session: Session, backend: Backend, found: Found, batch: int, shape: list[int | None]
+) -> tuple[float, dict[str, Any] | None]:
+    """Time the first inference, check the outputs, and leave one batch bound for the timed steps."""
+    import msgspec
+    import numpy as np
+
+    from runtime import check
+
+    record = found.record
+    reference = check.Reference.load(record.reference.verify(found.path.parent)) if record else None
+    if reference is not None:
+        x = reference.batch(batch)
+    else:
+        x = np.random.default_rng(0).standard_normal((batch, *(size or 1 for size in shape[1:])), np.float32)
+    started = time.perf_counter()
+    logits = check.answers(session, x, batch)
+    first_s = time.perf_counter() - started
+    if not backend.computes:
+        return first_s, None
+    if reference is not None and record is not None:
+        result = check.judge(check.answers(session, reference.images, batch), reference, record)
+        session.bind(x)
+    else:
+        result = check.finite(logits)
+    session.step()
+    session.sync()
+    return first_s, msgspec.to_builtins(result)
+
+
+def peak_bytes() -> int:
+    """The process's peak resident memory. Linux's VmHWM: unlike ru_maxrss it starts afresh with the program."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def limit_memory(limit: int | None) -> None:
+    """Make allocations beyond `limit` bytes fail, so that one file cannot take the machine down."""
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def die_with_parent() -> None:
+    """A worker may be stopped when its parent is killed; the kernel then ends it (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            sys.exit(1)
+
+
+def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+    """Carry out one request. Whatever goes wrong is the answer: this is the process border."""
+    do: Callable[..., dict[str, Any]] = getattr(worker, request.pop("do"))
+    try:
+        return do(**request)
+    except UserError as error:
+        return {"error": str(error)}
+    except Exception as error:  # noqa: BLE001 (an engine may raise anything)
+        return {"error": one_line(error)}
+
+
+def one_line(error: Exception) -> str:
+    """An engine's exception as one line of at most 300 characters, with its type where that says more."""
+    from runtime.backend import BackendError
+
+    text = " ".join(str(error).split())
+    if isinstance(error, BackendError):
+        return text
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def serve(requests: IO[str], replies: IO[str]) -> None:
+    """Answer until the other side hangs up."""
+    worker = Worker()
+    for line in requests:
+        replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
+        replies.flush()
+
+
+def main() -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    limit_memory(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # engines print on stdout; there it would break the protocol
+    serve(sys.stdin, replies)
+
+
+if __name__ == "__main__":
+    main()
