@@ -6,6 +6,7 @@ and gives each as a Split. Nothing heavy is imported before that.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,19 +19,22 @@ from trainers.manifest import Struct, UserError
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
+SPLITS = ("train", "val", "test")
+PACKS, DOWNLOADS = "packs", "downloads"  # folders of the cache
 LISTING = "listing:"  # how the sha256 of a streamed split begins: hashing every image would cost an epoch
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-class SplitInfo(Struct):
+class SplitInfo(Struct, frozen=True):
     """How many images a split has, and the sha256 over them and their labels."""
 
     count: int
     sha256: str
 
 
-class DataInfo(Struct):
+class DataInfo(Struct, frozen=True):
     """Which images were used: enough to open them again and to know that they are the same."""
 
     name: str  # the source: mnist, cifar10, tinyimagenet, folder, synthetic
@@ -48,7 +52,7 @@ class Split(Protocol):
         """train, val or test."""
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> NDArray[np.int64]:
         """int64 [N]."""
 
     @property
@@ -61,10 +65,10 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
+    def read(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """uint8 [B, H, W, C], C-contiguous."""
 
-    def stream(self, order: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def stream(self, order: Iterable[NDArray[np.int64]]) -> Iterator[NDArray[np.uint8]]:
         """`read` for each index array in turn, ahead of time where that helps."""
 
 
@@ -124,7 +128,7 @@ def open_dataset(
     request = Request(shape=shape, num_classes=num_classes, seed=seed, argument=data.partition(":")[2])
     record, splits = prepare(data, request, cache or cache_folder(), pack_limit, download)
     for note in record.notes:
-        print(f"warning: {note}", file=sys.stderr)
+        _warn(note)
     source = sources.get(record.source)
     info = DataInfo(
         name=record.source,
@@ -157,3 +161,9 @@ def reopen(
             raise UserError(f"{info.path or info.name}: its {name} images are not those of the training; "
                             "give --calibration-data PATH, or train again")  # fmt: skip
     return found
+
+
+@functools.cache
+def _warn(note: str) -> None:
+    """Once a process: a command may open the same data more than once."""
+    print(f"warning: {note}", file=sys.stderr)

@@ -95,8 +95,8 @@ def differences(source: str, tree: Tree, downloads: Sequence[Download]) -> tuple
             if len(downloads) > 1 and download.name in names
         }
     return tuple(
-        f"{tree.path}: {download.name} has MD5 {actual}, the official {source} file {download.md5}; "
-        "results are not comparable with the official data's"
+        f"{tree.path}: MD5 {actual} is not that of the official {source} file {download.name}, {download.md5}; "
+        "results are not comparable with those on the official data"
         for download, actual in found.items()
         if actual != download.md5
     )

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainers.manifest import UserError
 
 Shape = tuple[int, int, int]
+Pixels = NDArray[np.uint8]
+Indices = NDArray[np.int64]  # and labels
 
 
 class Unreadable(UserError):
@@ -32,14 +35,14 @@ class Images(Protocol):
     """What a source yields for one split."""
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> Indices:
         """int64 [N]."""
 
     @property
     def shape(self) -> Shape:
         """(height, width, channels) of every image."""
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
+    def read(self, indices: Indices) -> Pixels:
         """uint8 [B, H, W, C], C-contiguous. Safe to call from several threads."""
 
     def identity(self) -> str:
@@ -50,19 +53,19 @@ class Images(Protocol):
 class InMemory:
     """Images that lie decoded in memory: uint8 [N, H, W, C]."""
 
-    array: np.ndarray
-    labels: np.ndarray
+    array: Pixels
+    labels: Indices
 
     @property
     def shape(self) -> Shape:
         height, width, channels = self.array.shape[1:]
         return height, width, channels
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
+    def read(self, indices: Indices) -> Pixels:
         return np.take(self.array, indices, axis=0)
 
     def identity(self) -> str:
-        return hashlib.sha256(np.ascontiguousarray(self.array)).hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.array).data).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,17 +73,17 @@ class Subset:
     """Some images of another set, in the order given."""
 
     images: Images
-    indices: np.ndarray
+    indices: Indices
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> Indices:
         return self.images.labels[self.indices]
 
     @property
     def shape(self) -> Shape:
         return self.images.shape
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
+    def read(self, indices: Indices) -> Pixels:
         return self.images.read(self.indices[indices])
 
     def identity(self) -> str:
@@ -95,7 +98,7 @@ class Recoloured:
     channels: int
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> Indices:
         return self.images.labels
 
     @property
@@ -103,14 +106,15 @@ class Recoloured:
         height, width, _ = self.images.shape
         return height, width, self.channels
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
+    def read(self, indices: Indices) -> Pixels:
         found = self.images.read(indices)
         if found.shape[-1] == self.channels:
             return found
         if self.channels == 3:
             return np.repeat(found, 3, axis=-1)
         weights = np.array([299, 587, 114], dtype=np.uint32)  # luma, ITU-R BT.601
-        return ((found * weights).sum(axis=-1, keepdims=True) // 1000).astype(np.uint8)
+        grey: Pixels = ((found * weights).sum(axis=-1, keepdims=True) // 1000).astype(np.uint8)
+        return grey
 
     def identity(self) -> str:
         return f"{self.images.identity()}:{self.channels}"

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from trainers.cli import track
-from trainers.images import Images, Shape, Unreadable
+from trainers.images import Images, Indices, Pixels, Shape, Unreadable
 from trainers.manifest import Record, Struct, UserError, atomic
 from trainers.stream import ahead
 
@@ -23,7 +24,7 @@ FORMAT = 1  # part of every pack's key: raised when the same source would be pac
 BLOCK = 256  # images decoded by one task
 
 
-class PackedSplit(Struct):
+class PackedSplit(Struct, frozen=True):
     """One split's two files: how many images of which shape (height, width, channels), and the sha256 over both."""
 
     count: int
@@ -43,8 +44,8 @@ class PackRecord(Record, frozen=True, kw_only=True):
     source: str
     origin: str | None  # the file or folder that was read; None for procedural images
     classes: tuple[str, ...]
-    notes: tuple[str, ...]  # warnings to repeat whenever the pack is opened
-    splits: dict[str, PackedSplit]
+    notes: tuple[str, ...] = ()  # warnings to repeat whenever the pack is opened
+    splits: dict[str, PackedSplit] = msgspec.field(default_factory=dict)  # empty while nothing is packed
 
     @property
     def bytes(self) -> int:
@@ -57,8 +58,8 @@ class Packed:
     """A Split whose images are memory-mapped."""
 
     name: str
-    array: np.ndarray
-    labels: np.ndarray
+    array: Pixels
+    labels: Indices
     sha256: str
 
     @property
@@ -69,10 +70,10 @@ class Packed:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
+    def read(self, indices: Indices) -> Pixels:
         return np.take(self.array, indices, axis=0)
 
-    def stream(self, order: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def stream(self, order: Iterable[Indices]) -> Iterator[Pixels]:
         return map(self.read, order)
 
 
@@ -80,15 +81,15 @@ class Damaged(Exception):
     """A pack whose files are not what its record says."""
 
 
-def write(folder: Path, splits: Mapping[str, Images], **fields: object) -> PackRecord:
-    """Decode each split into `folder`, then write the record (whose other fields are given).
+def write(folder: Path, splits: Mapping[str, Images], record: PackRecord) -> PackRecord:
+    """Decode each split into `folder`, then write `record` completed by them, and return it.
 
     Raises UserError naming the first unreadable image; no record is written then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
     packed = {name: _write_split(folder, name, images) for name, images in splits.items()}
-    record = PackRecord(splits=packed, **fields)  # type: ignore[arg-type]
+    record = msgspec.structs.replace(record, splits=packed)
     record.save(folder / RECORD)
     return record
 
@@ -106,17 +107,17 @@ def _write_split(folder: Path, name: str, images: Images) -> PackedSplit:
             if isinstance(block, Unreadable):
                 failures.append(block)
             elif not failures:
-                digest.update(block)
-                file.write(block)
+                digest.update(block.data)
+                file.write(block.data)
         if failures:
             raise Unreadable.together(failures)
     with atomic(folder / f"{name}.labels.npy") as temporary:
         np.save(temporary, labels, allow_pickle=False)
-    digest.update(labels)
+    digest.update(labels.data)
     return PackedSplit(count=len(labels), shape=images.shape, sha256=digest.hexdigest())
 
 
-def _attempt(images: Images, indices: np.ndarray) -> np.ndarray | Unreadable:
+def _attempt(images: Images, indices: Indices) -> Pixels | Unreadable:
     """Decode a block, or say what could not be read, so that all failures are counted before giving up."""
     try:
         return images.read(indices)
@@ -154,8 +155,8 @@ def _open_split(folder: Path, name: str, split: PackedSplit) -> Packed:
     rows = max((1 << 26) // max(array[:1].nbytes, 1), 1)
     starts = range(0, len(array), rows)
     for start in track(starts, f"checking {name}") if split.bytes > 1 << 31 else starts:
-        digest.update(array[start : start + rows])
-    digest.update(labels)
+        digest.update(array[start : start + rows].data)
+    digest.update(labels.data)
     if digest.hexdigest() != split.sha256:
         raise Damaged(f"{folder / name}.npy: its sha256 is not the recorded one")
     return Packed(name=name, array=array, labels=labels, sha256=split.sha256)

@@ -13,16 +13,15 @@ from pathlib import Path
 
 from trainers import data as sources
 from trainers import pack
-from trainers.dataset import Split
+from trainers.dataset import DOWNLOADS, PACKS, SPLITS, Split
 from trainers.download import differences, fetch_all
 from trainers.images import Images, cut, recolour
 from trainers.manifest import UserError
-from trainers.pack import PackedSplit, PackRecord
+from trainers.pack import PackRecord
 from trainers.source import Raw, Request, Source
 from trainers.stream import Streamed
 from trainers.tree import Tree, fingerprint, open_tree
 
-PACKS, DOWNLOADS = "packs", "downloads"  # folders of the cache
 SHARE = 0.1  # of each class's training images, for a split that the source lacks
 PACK_LIMIT = 8_000_000_000  # bytes; above it, or above half the free disk, a data set is streamed
 
@@ -84,32 +83,29 @@ def _packed(folder: Path, pack_limit: int | None) -> Prepared | None:
 
 def _read(name: str, path: Path | None, request: Request, folder: Path, pack_limit: int | None) -> Prepared:
     """Read the source and pack it, or stream it where it is larger than the limit."""
-    raw, fields = _made(name, request) if path is None else _loaded(path, request, folder)
+    raw, record = _made(name, request) if path is None else _loaded(path, request, folder)
     splits = {name: recolour(images, request.shape[0]) for name, images in _complete(raw, request.seed).items()}
     size = sum(len(images.labels) * math.prod(images.shape) for images in splits.values())
     if size > (min(PACK_LIMIT, _free(folder) // 2) if pack_limit is None else pack_limit):
-        streams = {name: Streamed.of(name, images) for name, images in splits.items()}
-        described = {
-            name: PackedSplit(count=len(split), shape=split.shape, sha256=split.sha256)
-            for name, split in streams.items()
-        }
-        return PackRecord(splits=described, classes=raw.classes, **fields), streams
-    record = pack.write(folder, splits, classes=raw.classes, **fields)
+        return record, {name: Streamed.of(name, images) for name, images in splits.items()}
+    record = pack.write(folder, splits, record)
     return record, pack.open_splits(folder, record)
 
 
-def _made(name: str, request: Request) -> tuple[Raw, dict[str, object]]:
+def _made(name: str, request: Request) -> tuple[Raw, PackRecord]:
     make = sources.get(name).make
     assert make is not None
-    return make(request), {"source": name, "origin": None, "notes": ()}
+    raw = make(request)
+    return raw, PackRecord(source=name, origin=None, classes=raw.classes)
 
 
-def _loaded(path: Path, request: Request, folder: Path) -> tuple[Raw, dict[str, object]]:
+def _loaded(path: Path, request: Request, folder: Path) -> tuple[Raw, PackRecord]:
     tree = open_tree(path, folder.parent)
     name, source = _recognised(tree)
     assert source.load is not None
+    raw = source.load(tree, request)
     notes = differences(name, tree, source.downloads)
-    return source.load(tree, request), {"source": name, "origin": str(path), "notes": notes}
+    return raw, PackRecord(source=name, origin=str(path), classes=raw.classes, notes=notes)
 
 
 def _recognised(tree: Tree) -> tuple[str, Source]:
@@ -128,7 +124,7 @@ def _complete(raw: Raw, seed: int) -> dict[str, Images]:
     for stream, name in enumerate(("test", "val")):
         if name not in splits:
             splits["train"], splits[name] = cut(splits["train"], SHARE, seed, stream)
-    return {name: splits[name] for name in ("train", "val", "test")}
+    return {name: splits[name] for name in SPLITS}
 
 
 def _free(folder: Path) -> int:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 
 from trainers.dataset import LISTING
-from trainers.images import Images, Shape
+from trainers.images import Images, Indices, Pixels, Shape
 from trainers.manifest import usable_threads
 
 T = TypeVar("T")
@@ -24,7 +24,7 @@ class Streamed:
 
     name: str
     images: Images
-    labels: np.ndarray
+    labels: Indices
     sha256: str
 
     @classmethod
@@ -41,14 +41,14 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
+    def read(self, indices: Indices) -> Pixels:
         return self.images.read(indices)
 
-    def stream(self, order: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def stream(self, order: Iterable[Indices]) -> Iterator[Pixels]:
         return ahead(self.images.read, order)
 
 
-def ahead(work: Callable[[np.ndarray], T], order: Iterable[np.ndarray]) -> Iterator[T]:
+def ahead(work: Callable[[Indices], T], order: Iterable[Indices]) -> Iterator[T]:
     """`map(work, order)` in worker threads, a few calls ahead of the reader, in order."""
     threads = usable_threads()
     waiting: deque[Future[T]] = deque()

@@ -13,13 +13,14 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from trainers.manifest import UserError
 
-OPENERS = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}  # a compressed tar's first bytes
+# A compressed tar is told by its first bytes.
+OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}
 BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError)
 
 
@@ -52,7 +53,7 @@ def open_tree(path: Path, scratch: Path) -> Tree:
             return Zip(path)
         opener = next((opener for magic, opener in OPENERS.items() if start.startswith(magic)), None)
         if opener is not None or tarfile.is_tarfile(path):
-            return Tar(path, _inflated(path, scratch) if opener else path.open("rb"))
+            return Tar(path, _inflated(path, opener, scratch) if opener else path.open("rb"))
     except BROKEN as error:
         raise UserError(f"{path}: cannot be read as an archive ({error}); get it again") from None
     raise UserError(f"{path}: neither a folder nor a zip, tar, tar.gz or tar.xz archive; give one of these")
@@ -132,7 +133,7 @@ def _check(path: Path, name: str, *, plain: bool) -> None:
         raise UserError(f"{path}: member {name!r} {what}; get the archive from a source you trust")
 
 
-def _inflated(path: Path, scratch: Path) -> IO[bytes]:
+def _inflated(path: Path, opener: Callable[..., Any], scratch: Path) -> IO[bytes]:
     """The tar inside a compressed one, in a file that vanishes when it is closed: random access needs it."""
     from trainers.cli import progress
 
@@ -142,8 +143,6 @@ def _inflated(path: Path, scratch: Path) -> IO[bytes]:
     try:
         with path.open("rb") as packed, progress() as bars:
             task = bars.add_task(f"reading {path.name}", total=path.stat().st_size)
-            opener = OPENERS[next(magic for magic in OPENERS if packed.read(8).startswith(magic))]
-            packed.seek(0)
             with opener(packed) as source:
                 while block := source.read(1 << 22):
                     target.write(block)
@@ -154,6 +153,7 @@ def _inflated(path: Path, scratch: Path) -> IO[bytes]:
     except BaseException:
         target.close()
         raise
+    target.seek(0)
     return target
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
-from trainers.images import InMemory
+from trainers.images import Indices, InMemory, Pixels
 from trainers.manifest import UserError
 from trainers.source import Raw, Request, Source
 
@@ -57,13 +58,13 @@ def _classes_used(request: Request) -> int:
     return int(text)
 
 
-def _shuffled(bits: np.random.PCG64, count: int, used: int) -> np.ndarray:
+def _shuffled(bits: np.random.PCG64, count: int, used: int) -> Indices:
     """Balanced labels in random order, int64 [count]."""
     order = np.argsort(bits.random_raw(count), kind="stable")
     return (np.arange(count, dtype=np.int64) % used)[order]
 
 
-def _draw(bits: np.random.PCG64, labels: np.ndarray, used: int, shape: tuple[int, int, int]) -> np.ndarray:
+def _draw(bits: np.random.PCG64, labels: Indices, used: int, shape: tuple[int, int, int]) -> Pixels:
     """Images of these labels, uint8 [B, H, W, C]: background + tint + contrast * grating + noise."""
     height, width, channels = shape
     count = len(labels)
@@ -74,10 +75,11 @@ def _draw(bits: np.random.PCG64, labels: np.ndarray, used: int, shape: tuple[int
     pixels += gradient[:, 0] * (2 * y - height) // (2 * height) + gradient[:, 1] * (2 * x - width) // (2 * width)
     image = pixels[..., None] + _base(bits, labels, used, channels)[:, None, None, :]
     image += _integers(bits, image.shape, 2 * NOISE + 1) - NOISE
-    return np.clip(image, 0, 255).astype(np.uint8)
+    drawn: Pixels = np.clip(image, 0, 255).astype(np.uint8)
+    return drawn
 
 
-def _grating(bits: np.random.PCG64, labels: np.ndarray, used: int, height: int, width: int) -> np.ndarray:
+def _grating(bits: np.random.PCG64, labels: Indices, used: int, height: int, width: int) -> NDArray[np.int32]:
     """A sine wave an image, -127 to 127, int32 [B, H, W]: the class sets its orientation and frequency."""
     count = len(labels)
     levels = max(round(math.sqrt(used / 2.5)), 1)  # 10 classes: 2 frequencies by 5 orientations
@@ -92,10 +94,11 @@ def _grating(bits: np.random.PCG64, labels: np.ndarray, used: int, height: int, 
     phase = _integers(bits, (count, 1, 1), STEPS * FINE)
     y, x = np.ogrid[:height, :width]
     steps = down * y.astype(np.int32) + right * x.astype(np.int32) + phase
-    return SINE[(steps // FINE) & (STEPS - 1)]
+    wave: NDArray[np.int32] = SINE[(steps // FINE) & (STEPS - 1)]
+    return wave
 
 
-def _base(bits: np.random.PCG64, labels: np.ndarray, used: int, channels: int) -> np.ndarray:
+def _base(bits: np.random.PCG64, labels: Indices, used: int, channels: int) -> NDArray[np.int32]:
     """Mean grey levels an image and channel, int32 [B, C]: random brightness, and the class's tint."""
     turns = labels[:, None] * 3 / used + np.arange(channels) / 3  # neighbours in orientation differ in hue
     tint = TINT * np.cos(2 * np.pi * turns) + TINT_STRAY * _normal(bits, turns.shape)
@@ -103,17 +106,18 @@ def _base(bits: np.random.PCG64, labels: np.ndarray, used: int, channels: int) -
     return np.rint(128 + tint + brightness).astype(np.int32)
 
 
-def _integers(bits: np.random.PCG64, shape: tuple[int, ...], below: int) -> np.ndarray:
+def _integers(bits: np.random.PCG64, shape: tuple[int, ...], below: int) -> NDArray[np.int32]:
     """Uniform integers from 0 to below - 1, int32; `below` up to 2**20."""
     count = math.prod(shape)
     words = bits.random_raw(-(-count // 4)).astype("<u8").view("<u2")[:count]
     return ((words.astype(np.int64) * below) >> 16).astype(np.int32).reshape(shape)
 
 
-def _normal(bits: np.random.PCG64, shape: tuple[int, ...]) -> np.ndarray:
+def _normal(bits: np.random.PCG64, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Roughly normal numbers of mean 0 and deviation 1: four uniform ones added, exact in float64."""
     total = _integers(bits, (4, *shape), 1 << 16).sum(axis=0)
-    return (total / (1 << 16) - 2) * math.sqrt(3)
+    normal: NDArray[np.float64] = (total / (1 << 16) - 2) * math.sqrt(3)
+    return normal
 
 
 SOURCE = Source(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), make=make)
