@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from runtime import backends
 from runtime.backend import Backend
 from runtime.contender import Contender, Plan
+from runtime.quiet import other_load
 from runtime.results import Measurement, Report
 from runtime.targets import Target
 from trainers.manifest import Environment, UserError
@@ -34,17 +35,22 @@ def measure(
     unavailable = {name: reason for name in plan.backends if (reason := backends.get(name).unusable(plan.device))}
     usable = [name for name in plan.backends if name not in unavailable]
     measurements: list[Measurement] = []
+    loads: list[float | None] = []
     with contextlib.ExitStack() as stack:
         contenders = _contenders(targets, usable, plan)
         for contender in contenders:
             stack.callback(contender.close)
         for number, batch in enumerate(plan.batches):
-            measurements += _rows(contenders, batch, plan, _part(progress, number, len(plan.batches)))
+            part = _part(progress, number, len(plan.batches))
+            _load(contenders, batch, plan, part)
+            loads.append(other_load())  # every worker is loaded, and asleep
+            measurements += _rounds(contenders, batch, plan, part)
+        loads.append(other_load())
     return Report(
         environment=environment, command=shlex.join(sys.orig_argv[1:]), device=plan.device, threads=plan.threads,
         rounds=plan.rounds, seconds=round(time.monotonic() - started, 3),
         subjects=tuple(target.subject for target in targets), measurements=tuple(measurements),
-        unavailable=unavailable, stale=tuple(stale),
+        unavailable=unavailable, stale=tuple(stale), other_load=max(filter(None, loads), default=None),
     )  # fmt: skip
 
 
@@ -78,17 +84,21 @@ def _own_options(backend: Backend, options: Mapping[str, str]) -> dict[str, str]
     return {key: value for key, value in options.items() if key in backend.options and value != backend.options[key][0]}
 
 
-def _rows(contenders: Sequence[Contender], batch: int, plan: Plan, progress: Progress) -> list[Measurement]:
-    """Load everything for one batch size, then take the rounds."""
-    count, total = len(contenders), len(contenders) * (1 + plan.rounds)
+def _load(contenders: Sequence[Contender], batch: int, plan: Plan, progress: Progress) -> None:
+    """Load everything for one batch size, one after the other."""
+    total = len(contenders) * (1 + plan.rounds)
     for number, contender in enumerate(contenders):
         progress(f"batch {batch}: loading {contender.target.subject.name} in {contender.backend}", number, total)
         contender.load(batch)
-    order, shuffle = list(contenders), random.Random(0).shuffle
-    for turn in range(plan.rounds):
+
+
+def _rounds(contenders: Sequence[Contender], batch: int, plan: Plan, progress: Progress) -> list[Measurement]:
+    """Give everyone one turn a round."""
+    count, order, shuffle = len(contenders), list(contenders), random.Random(0).shuffle  # noqa: S311 (no secret)
+    for turn in range(1, plan.rounds + 1):
         shuffle(order)  # nobody always runs after the same neighbour
         for number, contender in enumerate(order):
-            progress(f"batch {batch}: round {turn + 1} of {plan.rounds}", count * (1 + turn) + number, total)
+            progress(f"batch {batch}: round {turn} of {plan.rounds}", count * turn + number, count * (1 + plan.rounds))
             contender.turn()
     return [contender.finish() for contender in contenders]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.artifact import FAILED
 from runtime.backend import Session
 from trainers.manifest import Struct
 
@@ -54,6 +55,11 @@ class Reference:
         return np.ascontiguousarray(self.images[np.arange(size) % len(self.images)])
 
 
+def home(artifact: Path) -> Path:
+    """The model's folder, where the reference lies: the artifact's, or the one above for a failed export."""
+    return artifact.parent.parent if artifact.parent.name == FAILED else artifact.parent
+
+
 def answers(session: Session, images: np.ndarray, batch: int) -> np.ndarray:
     """The session's logits for all images, in batches of `batch`; the last batch is filled up from the start."""
     logits = []
@@ -79,10 +85,9 @@ def judge(logits: np.ndarray, reference: Reference, record: Artifact) -> Check:
         before = _percent(want.argmax(1) == reference.labels)
         reason = _less_accurate(accuracy, before, record.parity, len(want))
     elif record.variant.precision == "fp32":
-        recorded = record.parity.max_abs_err if record.parity else 0.0
-        reason = _exceeds("max error", error, max(FP32_ERROR * float(want.std()), SLACK * recorded))
+        allowed = max(FP32_ERROR * float(want.std()), SLACK * record.parity.max_abs_err)
+        reason = _exceeds("max error", error, allowed)
     else:
-        assert record.parity is not None, "only a torch artifact has no parity, and it is fp32"
         allowed = max(SLACK * (1 - record.parity.cosine), COSINE_FLOOR)
         reason = _exceeds("1 - cosine", 1 - cosine, allowed) or _disagrees(agreement, record.parity, len(want))
     return Check(images=len(want), reason=reason, max_abs_err=error, cosine=cosine, top1_agreement=agreement,
@@ -104,10 +109,10 @@ def _disagrees(agreement: float, parity: Parity, images: int) -> str:
     return f"top-1 agreement {agreement:.1f}% with PyTorch, its record promises {parity.top1_agreement:.1f}%"
 
 
-def _less_accurate(accuracy: float, before: float, parity: Parity | None, images: int) -> str:
+def _less_accurate(accuracy: float, before: float, parity: Parity, images: int) -> str:
     """Another activation moves every logit; what the record still promises is the accuracy."""
-    promised = before - (max(parity.drop, 0.0) if parity else 0.0)
-    if parity is None or accuracy >= _lowest(promised, images):
+    promised = before - max(parity.drop, 0.0)
+    if accuracy >= _lowest(promised, images):
         return ""
     return f"accuracy {accuracy:.1f}% on the reference images, its record promises {promised:.1f}%"
 

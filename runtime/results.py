@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import msgspec
-import numpy as np
 
 from export.variant import Variant
 from runtime import stats
@@ -15,7 +14,7 @@ from trainers.manifest import Environment, Record, Struct
 
 
 class Subject(Struct):
-    """An artifact as the report needs it. `model` groups what can be compared; `variant` None: nobody vouches for it."""
+    """An artifact as the report needs it. `model` groups what can be compared; no `variant`: nobody vouches for it."""
 
     name: str
     model: str
@@ -23,6 +22,7 @@ class Subject(Struct):
     bytes: int
     sha256: str
     variant: Variant | None
+    passed: bool  # its record says that it keeps within its precision's tolerance
     drop: float | None  # percentage points of top-1 against the checkpoint; None where it is not known
     drop_interval: tuple[float, float] | None
 
@@ -88,6 +88,7 @@ class Report(Record, frozen=True, kw_only=True):
     measurements: tuple[Measurement, ...]
     unavailable: dict[str, str]  # backend: why it could not run
     stale: tuple[str, ...] = ()  # artifacts of an older checkpoint, left out
+    other_load: float | None = None  # cores that other programs used between rounds, at most
 
     def subject(self, measurement: Measurement) -> Subject:
         return next(subject for subject in self.subjects if subject.name == measurement.cell.artifact)
@@ -113,7 +114,9 @@ class Report(Record, frozen=True, kw_only=True):
         return None
 
     def speedup(self, measurement: Measurement) -> Estimate | None:
-        """How many times faster than its baseline, paired by round; None without a baseline."""
+        """How many times faster than its baseline, paired by round; None without one, or without a computation."""
+        if measurement.check is None:
+            return None
         base = self.baseline(self.subject(measurement).model, measurement.cell.batch)
         return stats.speedup(base.rounds_s, measurement.rounds_s) if base else None
 
@@ -122,19 +125,14 @@ class Report(Record, frozen=True, kw_only=True):
         check = measurement.check
         return (
             measurement.valid and check is not None and not check.reason
-            and check.cosine is not None and self.subject(measurement).drop is not None
+            and check.cosine is not None and self.subject(measurement).passed
         )  # fmt: skip
 
     def fastest(self, model: str, batch: int, max_drop: float) -> list[Measurement]:
         """The verified rows within `max_drop` percentage points of top-1, fastest first."""
         rows = [row for row in self.of(model) if row.cell.batch == batch and self.verified(row)]
-        return sorted((row for row in rows if self._drop(row) <= max_drop), key=self._cost)
+        return sorted((row for row in rows if self._drop(row) <= max_drop), key=lambda row: row.median.value)
 
     def _drop(self, row: Measurement) -> float:
         drop = self.subject(row).drop
         return float("inf") if drop is None else drop
-
-    def _cost(self, row: Measurement) -> float:
-        """Relative time where it can be paired, seconds where it cannot: the two never meet in one group."""
-        speedup = self.speedup(row)
-        return 1 / speedup.value if speedup else float(np.median(stats.pooled(row.rounds_s)))

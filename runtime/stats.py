@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 RESAMPLES = 2000
+VAGUE = 2.0
 Rounds = Sequence[Sequence[float]]
 
 
@@ -17,6 +18,11 @@ class Estimate(msgspec.Struct, frozen=True):
     value: float
     low: float
     high: float
+
+    @property
+    def is_vague(self) -> bool:
+        """Whether the interval spans more than a factor of two: the value alone would then mislead."""
+        return self.high > VAGUE * self.low
 
 
 def pooled(rounds: Rounds) -> np.ndarray:

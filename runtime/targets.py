@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from export.artifact import Artifact, Found, find, open_file
+from export.artifact import Found, find, open_file
+from runtime.check import home
 from runtime.process import Worker, WorkerError
 from runtime.results import Subject
 from trainers.manifest import UserError, sha256
@@ -46,8 +47,8 @@ def resolve(names: Sequence[str], folder: Path, memory_bytes: int | None) -> tup
             else:
                 targets.setdefault(found.path.resolve(), _target(found, memory_bytes))
     if not targets:
-        raise UserError(f"nothing to measure: the artifacts of {', '.join(names)} come from an older checkpoint; make them again "
-                        f"with: python -m export {names[0]}")  # fmt: skip
+        raise UserError(f"nothing to measure: the artifacts of {', '.join(names)} come from an older checkpoint; "
+                        f"make them again with: python -m export {names[0]}")  # fmt: skip
     return _distinct(list(targets.values())), stale
 
 
@@ -84,19 +85,12 @@ def _target(found: Found, memory_bytes: int | None) -> Target:
     record = found.record
     if record is None:
         return _foreign(found, memory_bytes)
-    drop, interval = _drop(record)
     subject = Subject(
-        name=found.name, model=found.path.resolve().parent.name, path=str(found.path), bytes=record.file.bytes,
-        sha256=record.file.sha256, variant=record.variant, drop=drop, drop_interval=interval,
+        name=found.name, model=home(found.path).resolve().name, path=str(found.path), bytes=record.file.bytes,
+        sha256=record.file.sha256, variant=record.variant, passed=record.parity.passed, drop=record.parity.drop,
+        drop_interval=record.parity.drop_interval,
     )  # fmt: skip
     return Target(found, subject, record.inputs[0].shape)
-
-
-def _drop(record: Artifact) -> tuple[float | None, tuple[float, float] | None]:
-    """The plain module in fp32 is the checkpoint itself: it loses nothing. With another activation nobody measured it."""
-    if record.parity is not None:
-        return record.parity.drop, record.parity.drop_interval
-    return (0.0, (0.0, 0.0)) if record.variant.gelu in (None, "exact") else (None, None)
 
 
 def _foreign(found: Found, memory_bytes: int | None) -> Target:
@@ -111,7 +105,7 @@ def _foreign(found: Found, memory_bytes: int | None) -> Target:
                             "give another file") from None  # fmt: skip
     subject = Subject(
         name=found.name, model=found.name, path=str(path), bytes=path.stat().st_size, sha256=sha256(path),
-        variant=None, drop=None, drop_interval=None,
+        variant=None, passed=False, drop=None, drop_interval=None,
     )  # fmt: skip
     return Target(found, subject, tuple(read["shape"]))
 

@@ -14,9 +14,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import resource
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,7 +104,7 @@ def _first_and_check(
     from runtime import check
 
     record = found.record
-    reference = check.Reference.load(record.reference.verify(found.path.parent)) if record else None
+    reference = check.Reference.load(record.reference.verify(check.home(found.path))) if record else None
     if reference is not None:
         x = reference.batch(batch)
     else:
@@ -155,18 +157,19 @@ def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
         return do(**request)
     except UserError as error:
         return {"error": str(error)}
-    except Exception as error:  # noqa: BLE001 (an engine may raise anything)
+    except Exception as error:  # an engine may raise anything
         return {"error": one_line(error)}
 
 
 def one_line(error: Exception) -> str:
-    """An engine's exception as one line of at most 300 characters, with its type where that says more."""
+    """An engine's exception as one short line, with its type where that says more."""
     from runtime.backend import BackendError
 
     text = " ".join(str(error).split())
     if isinstance(error, BackendError):
         return text
-    return f"{type(error).__name__}: {text}"[:300]
+    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return f"{type(error).__name__}: {textwrap.shorten(text, 240)}"
 
 
 def serve(requests: IO[str], replies: IO[str]) -> None:

@@ -20,7 +20,7 @@ HOST = "127.0.0.1"
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs="?", metavar="ARTIFACT|MODEL",
-                        help="a model file, or a model's folder under DIR (default: the newest ONNX file under DIR)")  # fmt: skip
+                        help="a model file, or a model under DIR (default: the newest ONNX file there)")  # fmt: skip
     parser.add_argument("--port", type=port, metavar="N", help="default: one that is free")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
                         help="where records and files lie (default: artifacts)")  # fmt: skip

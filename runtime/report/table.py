@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from runtime.results import Measurement, Report
-from trainers.cli import megabytes, table
+from trainers.cli import console, megabytes, table
 
 COLUMNS = ("backend", "variant", "batch>", "p50 ms>", "p90 ms>", "times faster>", "95% interval>", "top-1 drop>",
            "size>", "build s>", "outputs")  # fmt: skip
@@ -18,15 +19,15 @@ def show(report: Report, *, stderr: bool = False) -> None:
         rows = [row for row in report.of(model) if row.valid]
         if rows:
             table(title(report, model), COLUMNS, [cells(report, row) for row in ordered(rows)], stderr=stderr)
-    reasons = failures(report)
-    if reasons:
-        table("Not measured", ("backend", "variant", "batch>", "reason"), reasons, stderr=stderr)
+    shown = console(stderr=stderr)
+    for line in failures(report):
+        shown.print(line, markup=False)
 
 
 def title(report: Report, model: str) -> str:
     """Model, device, threads, and what the ratios are to."""
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
-    return f"{model} on {report.device}, {threads}; times faster than {baseline(report, model)}"
+    return f"{model} on {report.device}, {threads}; {baseline(report, model)}"
 
 
 def baseline(report: Report, model: str) -> str:
@@ -34,9 +35,10 @@ def baseline(report: Report, model: str) -> str:
     batches = {row.cell.batch for row in report.of(model)}
     bases = [base for batch in sorted(batches) if (base := report.baseline(model, batch))]
     if not bases:
-        return "nothing: neither eager fp32 nor ONNX Runtime fp32 was measured"
+        return "no ratios: neither eager fp32 nor ONNX Runtime fp32 was measured"
     used = dict.fromkeys(base.cell.backend for base in bases)
-    return " or ".join("eager fp32" if name == "eager" else "ONNX Runtime fp32 (no eager row)" for name in used)
+    names = ("eager fp32" if name == "eager" else "ONNX Runtime fp32 (no eager row)" for name in used)
+    return f"times faster than {' or '.join(names)}"
 
 
 def ordered(rows: Sequence[Measurement]) -> list[Measurement]:
@@ -50,7 +52,7 @@ def cells(report: Report, row: Measurement) -> list[str]:
     return [
         row.cell.engine, subject.name, str(row.cell.batch),
         milliseconds(row.median.value), milliseconds(row.percentile(0.9)),
-        f"{ratio.value:.2f}" if ratio else UNKNOWN,
+        UNKNOWN if not ratio else "noisy" if ratio.is_vague else f"{ratio.value:.2f}",
         f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio else UNKNOWN,
         points(subject.drop), megabytes(subject.bytes),
         f"{row.build_s:.1f}" if row.build_s else UNKNOWN,
@@ -65,20 +67,21 @@ def trust(report: Report, row: Measurement) -> str:
     return "verified" if report.verified(row) else "unverified"
 
 
-def failures(report: Report) -> list[list[str]]:
-    """Rows without a number, then engines that cannot run here."""
+def failures(report: Report) -> list[str]:
+    """One line each: rows without a number, engines that cannot run here, artifacts left out."""
     failed = [row for row in report.measurements if not row.valid]
-    rows = [[row.cell.engine, row.cell.artifact, str(row.cell.batch), row.error or "no samples"] for row in failed]
-    rows += [[name, UNKNOWN, UNKNOWN, reason] for name, reason in report.unavailable.items()]
-    return rows + [[UNKNOWN, name, UNKNOWN, "stale: made from an older checkpoint"] for name in report.stale]
+    lines = [f"{row.cell.engine}, {row.cell.artifact}, batch {row.cell.batch}: {row.error}" for row in failed]
+    lines += [f"{name}: {reason}" for name, reason in report.unavailable.items()]
+    lines += [f"{name}: stale, made from an older checkpoint" for name in report.stale]
+    return [f"not measured: {line}" for line in lines]
 
 
 def milliseconds(seconds: float | None) -> str:
     """Three significant digits, or a dash where there were too few samples."""
     if seconds is None:
         return UNKNOWN
-    value = 1e3 * seconds
-    return f"{value:.4f}" if value < 0.1 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+    digits = 2 - math.floor(math.log10(max(1e3 * seconds, 1e-9)))
+    return f"{1e3 * seconds:.{max(digits, 1)}f}"
 
 
 def points(drop: float | None) -> str:

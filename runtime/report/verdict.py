@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from runtime import stats
+from runtime.quiet import NOISY
 from runtime.report.table import milliseconds
 from runtime.results import Measurement, Report
 from trainers.cli import console
@@ -28,6 +29,9 @@ def show(report: Report, path: Path, *, stderr: bool = False) -> None:
     shown = console(stderr=stderr)
     for sentence in sentences(report):
         shown.print(sentence, markup=False)
+    if (report.other_load or 0.0) >= NOISY:
+        shown.print(f"warning: other programs used {report.other_load:.1f} cores meanwhile; measure again when the "
+                    "machine is quiet", markup=False)  # fmt: skip
     shown.print(f"report: {path}", markup=False)
     row = best(report)
     if row is not None:
@@ -60,6 +64,8 @@ def _ratio(report: Report, row: Measurement) -> str:
     if base is None or ratio is None or base is row:
         return ""
     name = "eager fp32" if base.cell.backend == "eager" else "ONNX Runtime fp32"
+    if ratio.is_vague:
+        return f", but too noisy to say how much faster than {name} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
     return f", {ratio.value:.2f} times as fast as {name} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
 
 

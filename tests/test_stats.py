@@ -1,0 +1,50 @@
+"""Statistics on samples whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from runtime import stats
+
+
+@pytest.mark.parametrize(("q", "needed"), [(0.9, 100), (0.99, 1000)])
+def test_a_percentile_is_withheld_below_its_sample_size(q: float, needed: int) -> None:
+    samples = np.arange(needed, dtype=float)
+    assert stats.percentile(samples[:-1], q) is None
+    assert stats.percentile(samples, q) == pytest.approx(q * (needed - 1))
+
+
+def test_the_median_needs_no_minimum() -> None:
+    assert stats.percentile(np.array([1.0, 2.0, 30.0]), 0.5) == 2.0
+
+
+def test_the_paired_ratio_survives_drift_that_hides_it_from_the_pooled_medians() -> None:
+    """The machine slows down fourfold; the second contender is 10% faster all the time, with 1% noise."""
+    random = np.random.default_rng(1)
+    speeds = np.linspace(1, 4, 12)
+    slow, fast = ([list(base * speed * random.normal(1, 0.01, 40)) for speed in speeds] for base in (1.1, 1.0))
+    ratio = stats.speedup(slow, fast)
+    assert ratio.low < 1.1 < ratio.high
+    assert ratio.high - ratio.low < 0.02
+    spread = stats.median(slow)
+    assert spread.high / spread.low > 1.3, "the medians alone could not have told the two apart"
+
+
+def test_the_interval_of_equals_holds_one_about_95_times_in_100() -> None:
+    random, held = np.random.default_rng(2), 0
+    for _ in range(200):
+        a, b = (random.lognormal(0, 0.1, (10, 20)) for _ in range(2))
+        ratio = stats.speedup(list(a), list(b))
+        held += ratio.low <= 1 <= ratio.high
+    assert 180 <= held <= 200
+
+
+def test_a_wide_interval_is_vague() -> None:
+    assert stats.Estimate(10.0, 1.0, 100.0).is_vague
+    assert not stats.Estimate(1.5, 1.4, 1.6).is_vague
+
+
+def test_rounds_of_different_number_cannot_be_paired() -> None:
+    with pytest.raises(AssertionError):
+        stats.speedup([[1.0]], [[1.0], [1.0]])
