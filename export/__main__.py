@@ -39,18 +39,33 @@ artifacts/MODEL/failed. Look at any file with: netron FILE
 
 
 def parser() -> cli.Parser:
-    made = cli.Parser(prog="python -m export", epilog=EXAMPLES,
-                      description="Write a checkpoint as ONNX files, each verified against PyTorch.")  # fmt: skip
+    made = cli.Parser(
+        prog="python -m export",
+        epilog=EXAMPLES,
+        description="Write a checkpoint as ONNX files, each verified against PyTorch.",
+    )
     made.add_argument("model", metavar="MODEL", nargs="?", help=f"{', '.join(models.names())}, or a trained --name")
     made.add_argument("--checkpoint", type=Path, metavar="PATH", help="a checkpoint's .safetensors or .json")
     made.add_argument("--train", action="store_true", help="without a checkpoint, train a short one on embedded data")
-    made.add_argument("--exporter", choices=(*EXPORTERS, TORCH, "both"), default="dynamo",
-                      help="dynamo (torch.export), eager (TorchScript), torch (the weights as they are)")  # fmt: skip
+    made.add_argument(
+        "--exporter",
+        choices=(*EXPORTERS, TORCH, "both"),
+        default="dynamo",
+        help="dynamo (torch.export), eager (TorchScript), torch (the weights as they are)",
+    )
     made.add_argument("--gelu", choices=tuple(ACTIVATIONS), default="exact", help="what stands in for GELU")
-    made.add_argument("--quantize", nargs="?", const="int8", metavar="PRECISION",
-                      help=f"{', '.join(QUANTIZED)}, or several with commas (alone: int8)")  # fmt: skip
-    made.add_argument("--target", choices=TARGETS,
-                      help="the engine that int8 is placed for (default: tensorrt with an NVIDIA GPU, else cpu)")  # fmt: skip
+    made.add_argument(
+        "--quantize",
+        nargs="?",
+        const="int8",
+        metavar="PRECISION",
+        help=f"{', '.join(QUANTIZED)}, or several with commas (alone: int8)",
+    )
+    made.add_argument(
+        "--target",
+        choices=TARGETS,
+        help="the engine that int8 is placed for (default: tensorrt with an NVIDIA GPU, else cpu)",
+    )
     several = made.add_mutually_exclusive_group()
     several.add_argument("--all", action="store_true", help="every exporter, GELU, precision and target, one at a time")
     several.add_argument("--grid", action="store_true", help="the product of them all")
@@ -58,8 +73,13 @@ def parser() -> cli.Parser:
     made.add_argument("--batch", type=_batch, default=None, metavar="dynamic|N", help="default: dynamic")
     made.add_argument("--calibration-data", metavar="NAME|PATH", help="default: the data it was trained on")
     made.add_argument("--calibration-images", type=cli.positive, default=256, metavar="N", help="default: 256")
-    made.add_argument("--verify-images", type=_count, default=1000, metavar="N|all",
-                      help="test images that parity and accuracy are measured on (default: 1000)")  # fmt: skip
+    made.add_argument(
+        "--verify-images",
+        type=_count,
+        default=1000,
+        metavar="N|all",
+        help="test images that parity and accuracy are measured on (default: 1000)",
+    )
     made.add_argument("--output", type=Path, metavar="DIR", help="default: the model's folder under --artifacts")
     made.add_argument("--cache", type=Path, metavar="DIR", help="for decoded data (default: the user's cache folder)")
     cli.add_common(made)
@@ -92,8 +112,10 @@ _batch.__name__ = _count.__name__ = "value"
 def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
     """The wanted precisions. Raises UserError, with a hint where `--quantize` has swallowed the model's name."""
     if arguments.model is None and arguments.quantize in models.names():
-        raise UserError(f"--quantize took {arguments.quantize!r} for a precision; write the model first: "
-                        f"python -m export {arguments.quantize} --quantize")  # fmt: skip
+        raise UserError(
+            f"--quantize took {arguments.quantize!r} for a precision; write the model first: "
+            f"python -m export {arguments.quantize} --quantize"
+        )
     if arguments.model is None and arguments.checkpoint is None:
         raise UserError(f"name a model ({', '.join(models.names())}); for example: python -m export resnet18")
     wanted = arguments.quantize.split(",") if arguments.quantize else []
@@ -107,15 +129,19 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[Checkpoint, Path]:
     if arguments.checkpoint is not None:
         path = arguments.checkpoint.with_suffix(".json")
         if not arguments.checkpoint.is_file() or not path.is_file():
-            raise UserError(f"{arguments.checkpoint}: no such checkpoint with its record; make one with: "
-                            f"python -m trainers {arguments.model or 'MODEL'}")  # fmt: skip
+            raise UserError(
+                f"{arguments.checkpoint}: no such checkpoint with its record; make one with: "
+                f"python -m trainers {arguments.model or 'MODEL'}"
+            )
     else:
         path = arguments.artifacts / folder_name(arguments.model) / f"{NAME}.json"
         if not path.is_file():
             cli.choose(arguments.model, models.names(), "model")
             if not arguments.train:
-                raise UserError(f"no checkpoint in {path.parent}; make one with: python -m trainers "
-                                f"{arguments.model} (or add --train for a short one on embedded data)")  # fmt: skip
+                raise UserError(
+                    f"no checkpoint in {path.parent}; make one with: python -m trainers "
+                    f"{arguments.model} (or add --train for a short one on embedded data)"
+                )
             _train(arguments)
     return Checkpoint.load(path), path.parent
 
@@ -133,18 +159,30 @@ def _job(arguments: argparse.Namespace, checkpoint: Checkpoint, source: Path) ->
     from trainers.dataset import open_dataset, reopen
 
     if arguments.calibration_data is None:
-        data = reopen(checkpoint.data, shape=checkpoint.input_shape, num_classes=len(checkpoint.classes),
-                      cache=arguments.cache)  # fmt: skip
+        data = reopen(
+            checkpoint.data, shape=checkpoint.input_shape, num_classes=len(checkpoint.classes), cache=arguments.cache
+        )
     else:
-        data = open_dataset(arguments.calibration_data, shape=checkpoint.input_shape, cache=arguments.cache,
-                            num_classes=len(checkpoint.classes), seed=checkpoint.data.seed)  # fmt: skip
+        data = open_dataset(
+            arguments.calibration_data,
+            shape=checkpoint.input_shape,
+            cache=arguments.cache,
+            num_classes=len(checkpoint.classes),
+            seed=checkpoint.data.seed,
+        )
         if len(data.classes) != len(checkpoint.classes):
-            raise UserError(f"{arguments.calibration_data} has {len(data.classes)} classes and the model "
-                            f"{len(checkpoint.classes)}; give data of the same classes")  # fmt: skip
+            raise UserError(
+                f"{arguments.calibration_data} has {len(data.classes)} classes and the model "
+                f"{len(checkpoint.classes)}; give data of the same classes"
+            )
     return Job(
-        checkpoint=checkpoint, source=source, folder=arguments.output or source, data=data,
-        calibration_images=arguments.calibration_images, verify_images=arguments.verify_images,
-    )  # fmt: skip
+        checkpoint=checkpoint,
+        source=source,
+        folder=arguments.output or source,
+        data=data,
+        calibration_images=arguments.calibration_images,
+        verify_images=arguments.verify_images,
+    )
 
 
 def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) -> list[Variant]:
@@ -152,13 +190,19 @@ def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) 
     from export.plan import Wish, plan
 
     spec = models.get(job.checkpoint.model)
-    module = spec.build(num_classes=len(job.checkpoint.classes), input_shape=job.checkpoint.input_shape,
-                        **job.checkpoint.options)  # fmt: skip
+    module = spec.build(
+        num_classes=len(job.checkpoint.classes), input_shape=job.checkpoint.input_shape, **job.checkpoint.options
+    )
     wish = Wish(
-        exporter=arguments.exporter, gelu=arguments.gelu, precisions=precisions, batch=arguments.batch,
-        target=arguments.target or ("tensorrt" if gpu() else "cpu"), opset=arguments.opset, all=arguments.all,
+        exporter=arguments.exporter,
+        gelu=arguments.gelu,
+        precisions=precisions,
+        batch=arguments.batch,
+        target=arguments.target or ("tensorrt" if gpu() else "cpu"),
+        opset=arguments.opset,
+        all=arguments.all,
         grid=arguments.grid,
-    )  # fmt: skip
+    )
     return plan(wish, has_gelu(module))
 
 
@@ -168,9 +212,14 @@ def _announce(job: Job, variants: list[Variant], json: bool) -> None:
 
     rows = [(v.name(job.checkpoint.model), cli.megabytes(estimate_size(job.checkpoint, v))) for v in variants]
     minutes = estimate_seconds(job, variants) / 60
-    cli.table(f"{len(variants)} artifacts, about {minutes:.0f} min" if minutes >= 1.5 else
-              f"{len(variants)} artifacts, about {60 * minutes:.0f} s",
-              ("variant", ">about"), rows, stderr=json)  # fmt: skip
+    cli.table(
+        f"{len(variants)} artifacts, about {minutes:.0f} min"
+        if minutes >= 1.5
+        else f"{len(variants)} artifacts, about {60 * minutes:.0f} s",
+        ("variant", ">about"),
+        rows,
+        stderr=json,
+    )
 
 
 def _export(job: Job, variants: list[Variant]) -> tuple[list[Artifact], list[str]]:
@@ -198,17 +247,22 @@ def _report(job: Job, artifacts: list[Artifact], problems: list[str], json: bool
     problems = problems + [f"{a.variant.name(a.model)}: {a.parity.reason}" for a in failed]
     parity = artifacts[0].parity if artifacts else None
     if parity:
-        title = (f"{job.checkpoint.model}: top-1 {parity.checkpoint_accuracy:.2f}% on {parity.images} "
-                 f"{parity.split} images of {job.data.info.name}")  # fmt: skip
+        title = (
+            f"{job.checkpoint.model}: top-1 {parity.checkpoint_accuracy:.2f}% on {parity.images} "
+            f"{parity.split} images of {job.data.info.name}"
+        )
         columns = ("variant", ">size", ">max error", ">cosine", ">agree", ">top-1", ">drop [95%], points", "verdict")
         cli.table(title, columns, [_row(a) for a in artifacts], stderr=json)
     for problem in problems:
         print(f"  {problem}", file=sys.stderr)
     if json:
         cli.emit({"artifacts": [a.to_document() for a in artifacts], "problems": problems})
-    last = (f"FAILED: {len(problems)} of {len(artifacts) + len(problems) - len(failed)} variants" if problems
-            else f"OK: {len(artifacts)} artifacts in {job.folder}; look at one with: netron "
-                 f"{job.folder / artifacts[-1].file.path}")  # fmt: skip
+    last = (
+        f"FAILED: {len(problems)} of {len(artifacts) + len(problems) - len(failed)} variants"
+        if problems
+        else f"OK: {len(artifacts)} artifacts in {job.folder}; look at one with: netron "
+        f"{job.folder / artifacts[-1].file.path}"
+    )
     print(last, file=sys.stderr if json else sys.stdout)
     return cli.FAILED if problems else cli.OK
 
@@ -217,10 +271,15 @@ def _row(artifact: Artifact) -> tuple[str, ...]:
     p = artifact.parity
     low, high = p.drop_interval
     return (
-        artifact.variant.name(artifact.model), cli.megabytes(artifact.file.bytes), f"{p.max_abs_err:.2g}",
-        f"{p.cosine:.5f}", f"{p.top1_agreement:.1f}%", f"{p.accuracy:.2f}%", f"{p.drop:+.2f} [{low:+.2f}, {high:+.2f}]",
+        artifact.variant.name(artifact.model),
+        cli.megabytes(artifact.file.bytes),
+        f"{p.max_abs_err:.2g}",
+        f"{p.cosine:.5f}",
+        f"{p.top1_agreement:.1f}%",
+        f"{p.accuracy:.2f}%",
+        f"{p.drop:+.2f} [{low:+.2f}, {high:+.2f}]",
         "ok" if p.passed else "FAILED",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from trainers.spec import Option, Preprocess
 FAILED = "failed"  # the folder for files beyond their tolerance: no stage looks there by itself
 
 
-class Tensor(Struct):
+class Tensor(Struct, frozen=True, kw_only=True):
     """A graph input or output; `None` is a dimension that is free."""
 
     name: str
@@ -23,7 +23,7 @@ class Tensor(Struct):
     shape: tuple[int | None, ...]
 
 
-class Parent(Struct):
+class Parent(Struct, frozen=True, kw_only=True):
     """What an artifact was made from."""
 
     role: Literal["checkpoint", "fp32"]
@@ -31,7 +31,7 @@ class Parent(Struct):
     sha256: str
 
 
-class Parity(Struct):
+class Parity(Struct, frozen=True, kw_only=True):
     """How close an artifact is to PyTorch on the same images.
 
     Errors, cosine and agreement are against the PyTorch module with the same activation. `drop` is in percentage

@@ -22,9 +22,10 @@ def choose(data: Dataset, preprocess: Preprocess, count: int) -> tuple[Verificat
     indices = np.sort(np.random.default_rng(SEED).permutation(len(split))[:count])
     pixels = split.read(indices[:64])
     if len(indices) == 0 or pixels.min() == pixels.max():
-        raise UserError("the calibration images are all one colour, so they set no range; give real images with "
-                        "--calibration-data")  # fmt: skip
-    digest = hashlib.sha256(split.sha256.encode() + np.ascontiguousarray(indices).tobytes()).hexdigest()
+        raise UserError(
+            "the calibration images are all one colour, so they set no range; give real images with --calibration-data"
+        )
+    digest = hashlib.sha256(split.sha256.encode() + indices.tobytes()).hexdigest()
     described = Calibration(method="minmax", images=len(indices), source=data.info.name, sha256=digest)
     return Verification(split=split, indices=indices, preprocess=preprocess), described
 

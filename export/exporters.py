@@ -37,10 +37,16 @@ def dynamo(module: nn.Module, path: Path, request: Request) -> None:
     import torch
 
     program = torch.onnx.export(
-        module, (_example(request),), dynamo=True, opset_version=request.opset, verbose=False,
-        input_names=[INPUT], output_names=[OUTPUT], external_data=False,
+        module,
+        (_example(request),),
+        dynamo=True,
+        opset_version=request.opset,
+        verbose=False,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        external_data=False,
         dynamic_shapes=None if request.batch else ({0: torch.export.Dim("batch", min=1)},),
-    )  # fmt: skip
+    )
     assert program is not None, "torch.onnx.export returns a program when it is given no file"
     program.save(path, external_data=False)
 
@@ -50,10 +56,15 @@ def torchscript(module: nn.Module, path: Path, request: Request) -> None:
     import torch
 
     torch.onnx.export(
-        module, (_example(request),), str(path), dynamo=False, opset_version=request.opset,
-        input_names=[INPUT], output_names=[OUTPUT],
+        module,
+        (_example(request),),
+        str(path),
+        dynamo=False,
+        opset_version=request.opset,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
         dynamic_axes=None if request.batch else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-    )  # fmt: skip
+    )
 
 
 EXPORTERS: dict[str, Callable[[nn.Module, Path, Request], None]] = {"dynamo": dynamo, "eager": torchscript}
@@ -69,8 +80,10 @@ def write_onnx(exporter: str, module: nn.Module, path: Path, request: Request) -
             EXPORTERS[exporter](module, path, request)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"the {exporter} exporter cannot write this model at opset {request.opset}: {reason}; "
-                        "try the other --exporter or --opset 20") from error  # fmt: skip
+        raise UserError(
+            f"the {exporter} exporter cannot write this model at opset {request.opset}: {reason}; "
+            "try the other --exporter or --opset 20"
+        ) from error
 
 
 def load_torch(found: Found) -> nn.Module:
@@ -84,9 +97,7 @@ def load_torch(found: Found) -> nn.Module:
     assert record is not None and record.kind == "torch", "only a torch artifact has a module"
     path = record.file.verify(found.path.parent)
     shape = record.inputs[0].shape[1:]
-    module = models.get(record.model).build(
-        num_classes=len(record.classes), input_shape=tuple(shape), **record.options
-    )
+    module = models.get(record.model).build(num_classes=len(record.classes), input_shape=tuple(shape), **record.options)
     module.load_state_dict(load_file(path))
     return swap_gelu(module, record.variant.gelu).eval()
 

@@ -28,11 +28,12 @@ def finish(path: Path, name: str, checkpoint: Checkpoint) -> onnx.ModelProto:
         "name": name,
         "model": checkpoint.model,
         "checkpoint_sha256": checkpoint.weights.sha256,
-        "preprocess": json.dumps({field: getattr(checkpoint.preprocess, field)
-                                  for field in checkpoint.preprocess.__struct_fields__}),
+        "preprocess": json.dumps(
+            {field: getattr(checkpoint.preprocess, field) for field in checkpoint.preprocess.__struct_fields__}
+        ),
         "classes": json.dumps(checkpoint.classes),
         "data": checkpoint.data.name,
-    }  # fmt: skip
+    }
     kept = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {**kept, **essentials})
     onnx.save(model, path)

@@ -28,10 +28,18 @@ def session(path: Path) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented,
-            errors.InvalidArgument, errors.RuntimeException) as error:  # fmt: skip
-        raise UserError(f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}; try another "
-                        "--exporter, --opset or --quantize") from error  # fmt: skip
+    except (
+        errors.Fail,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NotImplemented,
+        errors.InvalidArgument,
+        errors.RuntimeException,
+    ) as error:
+        raise UserError(
+            f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}; try another "
+            "--exporter, --opset or --quantize"
+        ) from error
 
 
 def run(path: Path, batches: Iterable[np.ndarray], batch: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -63,9 +71,17 @@ def _fitted(images: np.ndarray, batch: int | None) -> Iterator[tuple[np.ndarray,
 
 
 def compare(
-    logits: np.ndarray, single: np.ndarray, module: np.ndarray, checkpoint: np.ndarray, labels: np.ndarray,
-    *, split: str, verified_on: str, batches: tuple[int, ...], tolerance: Tolerance,
-) -> Parity:  # fmt: skip
+    logits: np.ndarray,
+    single: np.ndarray,
+    module: np.ndarray,
+    checkpoint: np.ndarray,
+    labels: np.ndarray,
+    *,
+    split: str,
+    verified_on: str,
+    batches: tuple[int, ...],
+    tolerance: Tolerance,
+) -> Parity:
     """Compare logits (N, classes) with those of the PyTorch module and of the checkpoint, and judge them."""
     both, expected = np.concatenate([logits, single]), np.concatenate([module, module[: len(single)]])
     finite = bool(np.isfinite(both).all())
@@ -73,16 +89,27 @@ def compare(
     drop, interval = paired_drop(origin, hits)
     own_drop, own_interval = paired_drop(own, hits)
     scale = float(module.std())
-    error = float(np.abs(both - expected).max()) if finite else float("inf")
+    error = float(np.abs(both - expected).max()) if finite else float(np.finfo(np.float32).max)
     cosine = mean_cosine(both, expected) if finite else 0.0
     reasons = _reasons(tolerance, finite, error, scale, cosine, own_interval)
     return Parity(
-        split=split, images=len(labels), verified_on=verified_on, batches=batches, max_abs_err=min(error, float(np.finfo(np.float32).max)),
-        logit_scale=scale, cosine=cosine, top1_agreement=100 * float((logits.argmax(1) == module.argmax(1)).mean()),
-        accuracy=100 * float(hits.mean()), checkpoint_accuracy=100 * float(origin.mean()), drop=drop,
-        drop_interval=interval, own_drop=own_drop, own_drop_interval=own_interval, passed=not reasons,
+        split=split,
+        images=len(labels),
+        verified_on=verified_on,
+        batches=batches,
+        max_abs_err=error,
+        logit_scale=scale,
+        cosine=cosine,
+        top1_agreement=100 * float((logits.argmax(1) == module.argmax(1)).mean()),
+        accuracy=100 * float(hits.mean()),
+        checkpoint_accuracy=100 * float(origin.mean()),
+        drop=drop,
+        drop_interval=interval,
+        own_drop=own_drop,
+        own_drop_interval=own_interval,
+        passed=not reasons,
         reason="; ".join(reasons),
-    )  # fmt: skip
+    )
 
 
 def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:

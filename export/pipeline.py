@@ -82,13 +82,23 @@ def export(job: Job, variant: Variant) -> Artifact:
         inputs, outputs, attested = _describe(job, variant, path, name)
         judged = _verify(job, variant, path)
         record = Artifact(
-            kind="torch" if variant.exporter == TORCH else "onnx", model=job.checkpoint.model,
-            options=job.checkpoint.options, variant=variant, files=(File.of(path),),
-            preprocess=job.checkpoint.preprocess, classes=job.checkpoint.classes, inputs=inputs, outputs=outputs,
-            parents=parents, reference=job.reference, parity=judged, attested=attested,
-            seconds=time.perf_counter() - began, command=shlex.join(["python", "-m", "export", *sys.argv[1:]]),
+            kind="torch" if variant.exporter == TORCH else "onnx",
+            model=job.checkpoint.model,
+            options=job.checkpoint.options,
+            variant=variant,
+            files=(File.of(path),),
+            preprocess=job.checkpoint.preprocess,
+            classes=job.checkpoint.classes,
+            inputs=inputs,
+            outputs=outputs,
+            parents=parents,
+            reference=job.reference,
+            parity=judged,
+            attested=attested,
+            seconds=time.perf_counter() - began,
+            command=shlex.join(["python", "-m", "export", *sys.argv[1:]]),
             environment=environment(),
-        )  # fmt: skip
+        )
         _place(job, record, path, name)
     job.made[variant] = record
     return record
@@ -123,9 +133,7 @@ def _write(job: Job, variant: Variant, path: Path) -> tuple[Parent, ...]:
         return (origin,)
     if PRECISIONS[variant.precision].module is None:
         module = swap_gelu(load_model(job.checkpoint, job.source), variant.gelu)
-        request = Request(
-            input_shape=job.checkpoint.input_shape, batch=variant.batch, opset=variant.opset or OPSET
-        )
+        request = Request(input_shape=job.checkpoint.input_shape, batch=variant.batch, opset=variant.opset or OPSET)
         write_onnx(variant.exporter, module, path, request)
         return (origin,)
     plain = msgspec.structs.replace(variant, precision="fp32", target=None, calibration=None)
@@ -158,9 +166,16 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
         tolerance = PRECISIONS[variant.precision].tolerance
     batches = tuple(sorted({1, parity.BATCH})) if len(single) else (variant.batch or reference.BATCH,)
     return parity.compare(
-        logits, single, expected, checkpoint, job.verification.labels, split=job.verification.split.name,
-        verified_on=job.verification.key, batches=batches, tolerance=tolerance,
-    )  # fmt: skip
+        logits,
+        single,
+        expected,
+        checkpoint,
+        job.verification.labels,
+        split=job.verification.split.name,
+        verified_on=job.verification.key,
+        batches=batches,
+        tolerance=tolerance,
+    )
 
 
 def _place(job: Job, record: Artifact, path: Path, name: str) -> None:

@@ -12,7 +12,6 @@ from export.variant import OPSET, Variant
 from trainers.manifest import UserError
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Wish:
     """The command line's choices. `precisions` holds what is wanted besides fp32."""
@@ -63,9 +62,7 @@ def _one_at_a_time(wish: Wish, has_gelu: bool) -> list[Variant]:
     chosen += [_onnx(wish, gelu=gelu) for gelu in gelus]
     chosen += [_onnx(wish, precision=precision, target=wish.target) for precision in PRECISIONS]
     chosen += [_onnx(wish, gelu=gelu, precision="int8", target=wish.target) for gelu in gelus]
-    chosen += [
-        _onnx(wish, precision=name, target=target) for name, row in PRECISIONS.items() for target in row.targets
-    ]
+    chosen += [_onnx(wish, precision=name, target=target) for name, row in PRECISIONS.items() for target in row.targets]
     return chosen
 
 
@@ -87,6 +84,4 @@ def _onnx(
     wish: Wish, exporter: str = "dynamo", gelu: str = "exact", precision: str = "fp32", target: str = "cpu"
 ) -> Variant:
     placed = target if PRECISIONS[precision].targets else None
-    return Variant(
-        exporter=exporter, gelu=gelu, precision=precision, target=placed, batch=wish.batch, opset=wish.opset
-    )
+    return Variant(exporter=exporter, gelu=gelu, precision=precision, target=placed, batch=wish.batch, opset=wish.opset)

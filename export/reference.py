@@ -44,7 +44,7 @@ class Verification:
     def key(self) -> str:
         """A digest of which images these are and how they are prepared."""
         digest = hashlib.sha256(self.split.sha256.encode())
-        digest.update(np.ascontiguousarray(self.indices))
+        digest.update(self.indices.tobytes())
         digest.update(repr(self.preprocess).encode())
         return digest.hexdigest()
 

@@ -7,7 +7,7 @@ from trainers.manifest import Struct
 OPSET = 20  # from 20 on GELU is one operator; below it decomposes and quantizes badly
 
 
-class Variant(Struct):
+class Variant(Struct, frozen=True, kw_only=True):
     """How an artifact was made. Names are the command line's: `--exporter`, `--gelu`, `--quantize`, `--target`."""
 
     exporter: str = "dynamo"
@@ -32,7 +32,7 @@ class Variant(Struct):
         return "-".join(parts)
 
 
-class Calibration(Struct):
+class Calibration(Struct, frozen=True, kw_only=True):
     """Which images set the quantization ranges, and how."""
 
     method: str

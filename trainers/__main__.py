@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainers import cli, models
+from trainers.manifest import UserError
 
 if TYPE_CHECKING:
     from trainers.checkpoint import Checkpoint
@@ -26,22 +27,36 @@ Ctrl-C loses nothing that was saved: --resume goes on from the last state (see -
 def parser() -> cli.Parser:
     made = cli.Parser(prog="python -m trainers", description="Train a model to a checkpoint.", epilog=EXAMPLES)
     made.add_argument("model", metavar="MODEL", help=", ".join(models.names()))
-    made.add_argument("--data", default="synthetic", metavar="NAME|PATH",
-                      help="a source (mnist, cifar10, tinyimagenet, synthetic, synthetic:K) or a folder, zip or tar "
-                           "(default: synthetic)")  # fmt: skip
+    made.add_argument(
+        "--data",
+        default="synthetic",
+        metavar="NAME|PATH",
+        help="a source (mnist, cifar10, tinyimagenet, synthetic, synthetic:K) or a folder, zip or tar "
+        "(default: synthetic)",
+    )
     length = made.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=cli.positive, metavar="N", help="passes over the training split")
     length.add_argument("--steps", type=cli.positive, metavar="N", help="optimizer steps, instead of epochs")
     made.add_argument("--batch-size", type=cli.positive, metavar="B", help="images a step")
-    made.add_argument("--precision", choices=("fp32", "bf16", "fp16"),
-                      help="arithmetic of the step; fp16 scales its gradients (default: the recipe's, if the "
-                           "device computes it in hardware)")  # fmt: skip
-    made.add_argument("--compile", action=argparse.BooleanOptionalAction,
-                      help="torch.compile the model (default: on a GPU)")  # fmt: skip
+    made.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="arithmetic of the step; fp16 scales its gradients (default: the recipe's, if the "
+        "device computes it in hardware)",
+    )
+    made.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="torch.compile the model (default: on a GPU)"
+    )
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     made.add_argument("--seed", type=int, metavar="S", help="of weights, order and augmentation (default: 0)")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings",
-                      help="a model option (stem=cifar, size=64) or a recipe field (lr, optimizer, save_every, …)")  # fmt: skip
+    made.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="a model option (stem=cifar, size=64) or a recipe field (lr, optimizer, save_every, …)",
+    )
     made.add_argument("--resume", action="store_true", help="go on from the last saved state, if there is one")
     made.add_argument("--name", help="folder under the artifacts (default: the model's name)")
     made.add_argument("--cache", type=Path, metavar="DIR", help="for decoded data (default: the user's cache folder)")
@@ -64,26 +79,34 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
 
     from trainers import train
     from trainers.checkpoint import folder_name
-    from trainers.dataset import open_dataset, byte_count
+    from trainers.dataset import byte_count, open_dataset
 
     device = train.pick_device(arguments.device)
     source = arguments.data.partition(":")[0]
     options, _ = spec.configure(settings, spec.recipe(source))  # before any data is read: mistakes come first
     folder = arguments.artifacts / folder_name(arguments.name or arguments.model)
     data = open_dataset(
-        arguments.data, shape=spec.shape(options), num_classes=spec.num_classes, seed=arguments.seed or 0,
-        cache=arguments.cache, pack_limit=byte_count(arguments.pack_limit) if arguments.pack_limit else None,
-    )  # fmt: skip
+        arguments.data,
+        shape=spec.shape(options),
+        num_classes=spec.num_classes,
+        seed=arguments.seed or 0,
+        cache=arguments.cache,
+        pack_limit=byte_count(arguments.pack_limit) if arguments.pack_limit else None,
+    )
     options, recipe = spec.configure(settings, train.fit(spec.recipe(data.info.name), device))
     job = train.Job(model=arguments.model, options=options, recipe=recipe, input_shape=spec.shape(options))
     counts = ", ".join(f"{name} {len(split)}" for name, split in data.splits.items())
-    train.say(f"{arguments.model} on {data.info.name} ({counts}; {data.info.classes_used} classes, chance "
-              f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {device}")  # fmt: skip
+    train.say(
+        f"{arguments.model} on {data.info.name} ({counts}; {data.info.classes_used} classes, chance "
+        f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {device}"
+    )
     checkpoint = train.train(job, spec, data, device, folder, resume=arguments.resume)
     metrics = checkpoint.metrics
-    train.say(f"{folder / 'checkpoint.safetensors'}: top-1 {metrics.top1:.2f}%, top-5 {metrics.top5:.2f}% on "
-              f"{metrics.images} {metrics.split} images; {metrics.images_per_second:.0f} images/s, "
-              f"{checkpoint.seconds:.1f} s, peak {cli.megabytes(metrics.peak_memory_bytes)}")  # fmt: skip
+    train.say(
+        f"{folder / 'checkpoint.safetensors'}: top-1 {metrics.top1:.2f}%, top-5 {metrics.top5:.2f}% on "
+        f"{metrics.images} {metrics.split} images; {metrics.images_per_second:.0f} images/s, "
+        f"{checkpoint.seconds:.1f} s, peak {cli.megabytes(metrics.peak_memory_bytes)}"
+    )
     return checkpoint
 
 
@@ -95,7 +118,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, str]:
         if value is None:
             continue
         if key in settings:
-            raise cli.UserError(f"{key} is given by its flag and by --set; give it once")
+            raise UserError(f"{key} is given by its flag and by --set; give it once")
         settings[key] = str(value).lower() if isinstance(value, bool) else str(value)
     return settings
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NAME = "checkpoint"
 
 
-class Metrics(Struct):
+class Metrics(Struct, frozen=True, kw_only=True):
     """What training reached; accuracies are percentages on the split named."""
 
     split: str
@@ -59,7 +59,10 @@ class Checkpoint(Record, frozen=True, kw_only=True):
 
 
 def folder_name(name: str) -> str:
-    """A model's name as a safe folder name: letters, digits, dot, dash and underscore. Raises UserError if none is left."""
+    """A model's name as a safe folder name of letters, digits, dot, dash and underscore.
+
+    Raises UserError when nothing is left of it.
+    """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
     if not safe or len(safe) > 100:
         raise UserError(f"{name!r} makes no usable folder name; give --name with letters and digits")

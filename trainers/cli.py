@@ -35,10 +35,16 @@ class Parser(argparse.ArgumentParser):
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every command takes."""
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR",
-                        help="where records and files lie (default: artifacts)")  # fmt: skip
-    parser.add_argument("--json", action="store_true",
-                        help="print the result as one JSON document on stdout; all else goes to stderr")  # fmt: skip
+    parser.add_argument(
+        "--artifacts",
+        type=Path,
+        default=Path("artifacts"),
+        metavar="DIR",
+        help="where records and files lie (default: artifacts)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as one JSON document on stdout; all else goes to stderr"
+    )
 
 
 def run(command: Callable[[], int]) -> NoReturn:
@@ -125,9 +131,12 @@ def progress() -> Iterator[Any]:
 
     shown = console(stderr=True)
     columns = (
-        bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-        bars.TimeElapsedColumn(), bars.TimeRemainingColumn(),
-    )  # fmt: skip
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+    )
     with bars.Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as made:
         yield made
 

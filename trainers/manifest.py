@@ -26,9 +26,21 @@ import msgspec
 R = TypeVar("R", bound="Record")
 
 PACKAGES = (
-    "torch", "torchvision", "numpy", "onnx", "onnxscript", "onnx-ir", "onnxruntime-gpu", "onnxruntime",
-    "tensorrt-cu13", "tensorrt-rtx-cu13", "openvino", "nncf", "torchao", "timm",
-)  # fmt: skip
+    "torch",
+    "torchvision",
+    "numpy",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tensorrt-cu13",
+    "tensorrt-rtx-cu13",
+    "openvino",
+    "nncf",
+    "torchao",
+    "timm",
+)
 
 
 class UserError(Exception):
@@ -43,7 +55,7 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A frozen value inside a record."""
 
 
-class File(Struct):
+class File(Struct, frozen=True, kw_only=True):
     """A file that a record vouches for; `path` is relative to the record's folder."""
 
     path: str
@@ -67,7 +79,7 @@ class File(Struct):
         return path
 
 
-class Environment(Struct):
+class Environment(Struct, frozen=True, kw_only=True):
     """Where a result was made."""
 
     time: str
@@ -118,8 +130,10 @@ class Record(Struct, frozen=True, kw_only=True):
         if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
             raise UserError(f"{path}: not a {noun} record (it has no schema number); give another file")
         if schema > cls.SCHEMA:
-            raise UserError(f"{path}: written by a newer version (schema {schema}, this one reads up to "
-                            f"{cls.SCHEMA}); upgrade this program")  # fmt: skip
+            raise UserError(
+                f"{path}: written by a newer version (schema {schema}, this one reads up to "
+                f"{cls.SCHEMA}); upgrade this program"
+            )
         try:
             return msgspec.convert(cls.upgrade(document, schema), cls, strict=True)
         except msgspec.ValidationError as error:

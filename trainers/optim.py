@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import nn, optim
 
@@ -13,14 +14,21 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 def make_optimizer(module: nn.Module, recipe: Recipe) -> optim.Optimizer:
     """A fused optimizer that decays weights, but neither norms nor biases."""
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             (spared if isinstance(part, NORMS) or name == "bias" else decayed).append(parameter)
-    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     if recipe.optimizer == "sgd":
-        return optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0,
-                         weight_decay=recipe.weight_decay, fused=True)  # fmt: skip
+        return optim.SGD(
+            groups,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
     return optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 

@@ -18,7 +18,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Option = int | float | bool | str
 
 
-class Recipe(Struct):
+class Recipe(Struct, frozen=True, kw_only=True):
     """How one model is trained on one data source. Every field can be set by `--set field=value`."""
 
     epochs: int = 1
@@ -40,7 +40,7 @@ class Recipe(Struct):
     save_every: int | None = None  # steps between training states; None: at the end of each epoch
 
 
-class Preprocess(Struct):
+class Preprocess(Struct, frozen=True, kw_only=True):
     """What turns an RGB or grey uint8 image into the model's input.
 
     Scale the shorter side to `resize` pixels, cut the centre to `size` (height, width), divide by 255, subtract
@@ -96,8 +96,10 @@ class ModelSpec:
             if isinstance(default, float) and isinstance(options[key], int):
                 options[key] = float(options[key])
             if type(options[key]) is not type(default):
-                raise UserError(f"--set {key}={settings[key]}: expected {type(default).__name__}; write for example "
-                                f"--set {key}={default}")  # fmt: skip
+                raise UserError(
+                    f"--set {key}={settings[key]}: expected {type(default).__name__}; write for example "
+                    f"--set {key}={default}"
+                )
         try:
             return options, check(msgspec.convert(changes, Recipe, strict=True))
         except msgspec.ValidationError as error:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from trainers.checkpoint import DataInfo, write_weights
+from trainers.checkpoint import write_weights
+from trainers.dataset import DataInfo
 from trainers.manifest import File, Record, UserError
 from trainers.spec import Option, Recipe
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -28,7 +28,7 @@ from trainers.state import TrainingState, clear_states, newest_state, restore, s
 EVALUATION_BATCH = 128
 
 
-class Job(Struct):
+class Job(Struct, frozen=True, kw_only=True):
     """What is to be trained."""
 
     model: str
@@ -76,7 +76,7 @@ def train(job: Job, spec: ModelSpec, data: Dataset, device: torch.device, folder
     torch.manual_seed(recipe.seed)
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     module = spec.build(num_classes=len(data.classes), input_shape=job.input_shape, **job.options)
-    module = module.to(device, memory_format=layout)
+    module = module.to(device).to(memory_format=layout)
     optimizer = make_optimizer(module, recipe)
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
     preprocess = preprocess_for(job, data)
@@ -90,14 +90,19 @@ def train(job: Job, spec: ModelSpec, data: Dataset, device: torch.device, folder
     started_at = at.step
     per_epoch = steps_per_epoch(split, recipe)
     steps = recipe.steps or recipe.epochs * per_epoch
-    compiled = torch.compile(module) if recipe.compile else module
+    compiled = cast(nn.Module, torch.compile(module)) if recipe.compile else module
     score, mean_loss = None, float("nan")
 
     def save() -> None:
         fields: dict[str, Any] = {
-            "model": job.model, "options": job.options, "recipe": recipe, "data": data.info, "step": at.step,
-            "seconds": at.seconds, "scaler": scaler.state_dict() if scaler.is_enabled() else {},
-        }  # fmt: skip
+            "model": job.model,
+            "options": job.options,
+            "recipe": recipe,
+            "data": data.info,
+            "step": at.step,
+            "seconds": at.seconds,
+            "scaler": scaler.state_dict() if scaler.is_enabled() else {},
+        }
         save_state(folder, fields, module, optimizer, at.totals)
 
     while at.step < steps:
@@ -110,24 +115,33 @@ def train(job: Job, spec: ModelSpec, data: Dataset, device: torch.device, folder
             if recipe.save_every and at.step % recipe.save_every == 0 and at.step < steps:
                 loss = _mean_loss(at)
                 save()
-                say(f"step {at.step}/{steps}  loss {loss:.4f}  {1e3 * (at.seconds - clock) / (at.step - first):.1f} "
-                    "ms/step  state saved")  # fmt: skip
+                say(
+                    f"step {at.step}/{steps}  loss {loss:.4f}  {1e3 * (at.seconds - clock) / (at.step - first):.1f} "
+                    "ms/step  state saved"
+                )
         mean_loss = _mean_loss(at)
         accuracy = 100 * (at.totals[1] / at.totals[2]).item()
         at.totals.zero_()
         if at.step < steps:
             save()
         score = _test(compiled, data, preprocess, recipe, device)
-        say(f"epoch {epoch + 1}  step {at.step}/{steps}  loss {mean_loss:.4f}  train {accuracy:.2f}%  "
+        say(
+            f"epoch {epoch + 1}  step {at.step}/{steps}  loss {mean_loss:.4f}  train {accuracy:.2f}%  "
             f"{1e3 * (at.seconds - clock) / (at.step - first):.1f} ms/step  test loss {score.loss:.4f}  "
-            f"test {score.top1:.2f}%")  # fmt: skip
+            f"test {score.top1:.2f}%"
+        )
     assert score is not None, "a run has at least one step"
     images = (at.step - started_at) * min(recipe.batch_size, len(split))
     metrics = Metrics(
-        split="test", images=score.images, loss=score.loss, top1=score.top1, top5=score.top5, train_loss=mean_loss,
+        split="test",
+        images=score.images,
+        loss=score.loss,
+        top1=score.top1,
+        top5=score.top5,
+        train_loss=mean_loss,
         images_per_second=at.step * min(recipe.batch_size, len(split)) / at.seconds if images else 0.0,
         peak_memory_bytes=peak_memory(device),
-    )  # fmt: skip
+    )
     return _finish(job, data, preprocess, module, metrics, folder, at, epochs=-(-at.step // per_epoch))
 
 
@@ -151,9 +165,17 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _steps(
-    batches: Iterator[tuple[Tensor, Tensor]], module: nn.Module, optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler, recipe: Recipe, device: torch.device, steps: int, at: Progress, title: str, end: int,
-) -> Iterator[None]:  # fmt: skip
+    batches: Iterator[tuple[Tensor, Tensor]],
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    recipe: Recipe,
+    device: torch.device,
+    steps: int,
+    at: Progress,
+    title: str,
+    end: int,
+) -> Iterator[None]:
     """Run the epoch's steps up to `end`, yielding after each; nothing here waits for the device."""
     shown_at = time.monotonic()
     with progress() as bars:
@@ -176,9 +198,16 @@ def _steps(
 
 
 def _step(
-    module: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, recipe: Recipe,
-    device: torch.device, images: Tensor, labels: Tensor, steps: int, at: Progress,
-) -> None:  # fmt: skip
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    recipe: Recipe,
+    device: torch.device,
+    images: Tensor,
+    labels: Tensor,
+    steps: int,
+    at: Progress,
+) -> None:
     if recipe.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     for group in optimizer.param_groups:
@@ -202,14 +231,14 @@ def _mean_loss(at: Progress) -> float:
     """The epoch's mean loss so far. Raises CheckFailed when it is not finite: such weights are not worth keeping."""
     loss = (at.totals[0] / at.totals[2]).item()
     if not abs(loss) < float("inf"):
-        raise CheckFailed(f"the loss is {loss} at or before step {at.step}; train again with a smaller rate, for "
-                          "example --set lr=1e-4, or with --precision fp32")  # fmt: skip
+        raise CheckFailed(
+            f"the loss is {loss} at or before step {at.step}; train again with a smaller rate, for "
+            "example --set lr=1e-4, or with --precision fp32"
+        )
     return loss
 
 
-def _test(
-    module: nn.Module, data: Dataset, preprocess: Preprocess, recipe: Recipe, device: torch.device
-) -> Score:
+def _test(module: nn.Module, data: Dataset, preprocess: Preprocess, recipe: Recipe, device: torch.device) -> Score:
     split = data.splits["test"]
     with progress() as bars:
         batches = evaluation_batches(split, preprocess, EVALUATION_BATCH, device)
@@ -224,9 +253,14 @@ def _laid_out(batches: Iterator[tuple[Tensor, Tensor]], recipe: Recipe) -> Itera
 
 
 def _resume(
-    job: Job, data: Dataset, folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler, at: Progress,
-) -> Checkpoint | None:  # fmt: skip
+    job: Job,
+    data: Dataset,
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    at: Progress,
+) -> Checkpoint | None:
     """Restore the newest whole state; a finished run's checkpoint is returned instead."""
     state, complaints = newest_state(folder)
     for complaint in complaints:
@@ -241,8 +275,10 @@ def _resume(
         return None
     differences = _differences(job, data, state)
     if differences:
-        raise UserError(f"--resume: the interrupted run had other settings ({'; '.join(differences)}); "
-                        "give the same ones, or train afresh without --resume")  # fmt: skip
+        raise UserError(
+            f"--resume: the interrupted run had other settings ({'; '.join(differences)}); "
+            "give the same ones, or train afresh without --resume"
+        )
     at.totals.copy_(restore(state, folder, module, optimizer))
     if scaler.is_enabled():
         scaler.load_state_dict(state.scaler)
@@ -253,7 +289,7 @@ def _resume(
 
 def _differences(job: Job, data: Dataset, old: TrainingState | Checkpoint) -> list[str]:
     """What differs between this run and an earlier one, as `name: earlier, now`."""
-    pairs = {"model": (old.model, job.model), "data": (old.data.splits, data.info.splits)}
+    pairs: dict[str, tuple[Any, Any]] = {"model": (old.model, job.model), "data": (old.data.splits, data.info.splits)}
     pairs |= {key: (old.options.get(key), value) for key, value in job.options.items()}
     for key in Recipe.__struct_fields__:
         if key != "save_every":  # how often a run is saved does not change it
@@ -266,17 +302,34 @@ def _differences(job: Job, data: Dataset, old: TrainingState | Checkpoint) -> li
 
 
 def _finish(
-    job: Job, data: Dataset, preprocess: Preprocess, module: nn.Module, metrics: Metrics, folder: Path, at: Progress,
+    job: Job,
+    data: Dataset,
+    preprocess: Preprocess,
+    module: nn.Module,
+    metrics: Metrics,
+    folder: Path,
+    at: Progress,
     epochs: int,
-) -> Checkpoint:  # fmt: skip
+) -> Checkpoint:
     """Write weights, then the record; then the interrupted-run states have served."""
     keep_previous(folder)
     weights = write_weights(module.state_dict(), folder / f"{NAME}.safetensors")
     checkpoint = Checkpoint(
-        model=job.model, options=job.options, parameters=sum(p.numel() for p in module.parameters()),
-        input_shape=job.input_shape, classes=data.classes, preprocess=preprocess, data=data.info, recipe=job.recipe,
-        epochs=epochs, steps=at.step, seconds=at.seconds, metrics=metrics, files=(weights,), environment=environment(),
-    )  # fmt: skip
+        model=job.model,
+        options=job.options,
+        parameters=sum(p.numel() for p in module.parameters()),
+        input_shape=job.input_shape,
+        classes=data.classes,
+        preprocess=preprocess,
+        data=data.info,
+        recipe=job.recipe,
+        epochs=epochs,
+        steps=at.step,
+        seconds=at.seconds,
+        metrics=metrics,
+        files=(weights,),
+        environment=environment(),
+    )
     checkpoint.save(folder / f"{NAME}.json")
     clear_states(folder)
     return checkpoint

@@ -45,11 +45,14 @@ PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(module=None, tolerance=Tolerance(error=2e-3)),
     "fp16": Precision(module="fp16", tolerance=Tolerance(error=0.1, cosine=0.9995), size_ratio=0.5),
     "int8": Precision(
-        module="int8", tolerance=Tolerance(cosine=0.98, drop=1.0), calibrated=True, targets=("cpu", "tensorrt"),
+        module="int8",
+        tolerance=Tolerance(cosine=0.98, drop=1.0),
+        calibrated=True,
+        targets=("cpu", "tensorrt"),
         size_ratio=0.25,
     ),
     "int8-dynamic": Precision(module="int8_dynamic", tolerance=Tolerance(cosine=0.98, drop=1.0), size_ratio=0.25),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)

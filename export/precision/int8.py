@@ -64,6 +64,11 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
             # products in float.
             settings["op_types_to_quantize"] = MATRIX_OPS
         quantize_static(
-            str(prepared), str(destination), Reader(graph.input[0].name, conversion.images),
-            quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8, **settings,
-        )  # fmt: skip
+            str(prepared),
+            str(destination),
+            Reader(graph.input[0].name, conversion.images),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            **settings,
+        )

@@ -69,12 +69,17 @@ SPEC = ModelSpec(
     options={"size": 224},
     recipes={
         "tinyimagenet": Recipe(
-            epochs=4, batch_size=64, lr=2e-3, weight_decay=0.05, label_smoothing=0.1, flip=True,
-            precision="bf16", channels_last=True, save_every=50,
+            epochs=4,
+            batch_size=64,
+            lr=2e-3,
+            weight_decay=0.05,
+            label_smoothing=0.1,
+            flip=True,
+            precision="bf16",
+            channels_last=True,
+            save_every=50,
         ),
         # Mirroring would turn one class's orientation into another's.
-        "synthetic": Recipe(
-            epochs=1, batch_size=32, lr=2e-3, weight_decay=0.05, precision="bf16", channels_last=True
-        ),
+        "synthetic": Recipe(epochs=1, batch_size=32, lr=2e-3, weight_decay=0.05, precision="bf16", channels_last=True),
     },
-)  # fmt: skip
+)

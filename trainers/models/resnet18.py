@@ -31,12 +31,20 @@ SPEC = ModelSpec(
     options={"stem": "imagenet"},
     recipes={
         "cifar10": Recipe(
-            epochs=4, batch_size=128, optimizer="sgd", lr=0.1, weight_decay=5e-4, label_smoothing=0.05,
-            flip=True, crop=4, precision="bf16", channels_last=True,
+            epochs=4,
+            batch_size=128,
+            optimizer="sgd",
+            lr=0.1,
+            weight_decay=5e-4,
+            label_smoothing=0.05,
+            flip=True,
+            crop=4,
+            precision="bf16",
+            channels_last=True,
         ),
         # Mirroring would turn one class's orientation into another's.
         "synthetic": Recipe(
             epochs=3, batch_size=128, optimizer="sgd", lr=0.05, weight_decay=5e-4, precision="bf16", channels_last=True
         ),
     },
-)  # fmt: skip
+)
