@@ -1,0 +1,44 @@
+# make demo   train, export, quantize and benchmark all three models on the embedded data
+# make test   the whole test suite
+# Both create .venv and install what they need. PYTHON, VENV and ARTIFACTS can be set on the command line.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARTIFACTS ?= artifacts
+MODELS := simplecnn resnet18 convnext
+
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test test-gpu check clean
+
+demo: $(VENV)/demo-installed
+	@set -e; for model in $(MODELS); do \
+		$(RUN) -m trainers $$model --resume --artifacts $(ARTIFACTS); \
+		$(RUN) -m export $$model --quantize --artifacts $(ARTIFACTS); \
+	done
+	@$(RUN) -m runtime bench $(MODELS) --artifacts $(ARTIFACTS)
+
+test: $(VENV)/dev-installed
+	$(RUN) -m pytest
+
+test-gpu: $(VENV)/dev-installed
+	$(RUN) -m pytest -m gpu
+
+check: $(VENV)/dev-installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo-installed: pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev-installed: pyproject.toml | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/demo-installed
