@@ -5,7 +5,6 @@ from __future__ import annotations
 from runtime.commands import verbs
 from trainers import cli
 
-
 EXAMPLES = """\
 examples:
   python -m runtime bench convnext

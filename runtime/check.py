@@ -25,7 +25,7 @@ FP32_ERROR = 1e-3  # of the logits' standard deviation: two fp32 engines differ 
 COSINE_FLOOR = 1e-3  # a cosine's distance from 1 that is never called wrong for an approximate file
 
 
-class Check(Struct):
+class Check(Struct, frozen=True, kw_only=True):
     """A session's logits against PyTorch's on the reference images; accuracies are percentages."""
 
     images: int

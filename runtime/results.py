@@ -13,7 +13,7 @@ from runtime.stats import Estimate
 from trainers.manifest import Environment, Record, Struct
 
 
-class Subject(Struct):
+class Subject(Struct, frozen=True, kw_only=True):
     """An artifact as the report needs it. `model` groups what can be compared; no `variant`: nobody vouches for it."""
 
     name: str
@@ -32,7 +32,7 @@ class Subject(Struct):
         return self.variant is not None and self.variant.precision == "fp32" and self.variant.gelu in (None, "exact")
 
 
-class Cell(Struct):
+class Cell(Struct, frozen=True, kw_only=True):
     """One row: an artifact in an engine at a batch size."""
 
     artifact: str  # a Subject's name
@@ -48,7 +48,7 @@ class Cell(Struct):
         return " ".join([self.backend, *(f"{key}={value}" for key, value in sorted(self.options.items()))])
 
 
-class Measurement(Struct):
+class Measurement(Struct, frozen=True, kw_only=True):
     """What one cell took, in seconds; `rounds_s` holds every sample of every round. `error` says why there is none."""
 
     cell: Cell

@@ -71,6 +71,9 @@ def failures(report: Report) -> list[str]:
     """One line each: rows without a number, engines that cannot run here, artifacts left out."""
     failed = [row for row in report.measurements if not row.valid]
     lines = [f"{row.cell.engine}, {row.cell.artifact}, batch {row.cell.batch}: {row.error}" for row in failed]
+    measured = {row.cell.artifact for row in report.measurements}
+    lines += [f"{subject.name}: no engine that can run here loads it" for subject in report.subjects
+              if subject.name not in measured]  # fmt: skip
     lines += [f"{name}: {reason}" for name, reason in report.unavailable.items()]
     lines += [f"{name}: stale, made from an older checkpoint" for name in report.stale]
     return [f"not measured: {line}" for line in lines]
