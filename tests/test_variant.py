@@ -1,0 +1,50 @@
+"""Variants: every one has its own name, and the plans hold what the command line promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from export.activations import ACTIVATIONS
+from export.exporters import EXPORTERS
+from export.plan import Wish, plan
+from export.precision import PRECISIONS
+from export.variant import Variant
+from trainers.manifest import UserError
+
+
+@pytest.mark.parametrize("has_gelu", [True, False])
+def test_no_two_variants_of_the_grid_share_a_name(has_gelu: bool) -> None:
+    variants = [
+        variant
+        for batch in (None, 1, 8)
+        for opset in (18, 20)
+        for variant in plan(Wish(grid=True, batch=batch, opset=opset), has_gelu)
+    ]
+    different = set(variants)
+    assert len({variant.name("m") for variant in different}) == len(different)
+
+
+def test_the_name_says_what_differs() -> None:
+    assert Variant().name("convnext") == "convnext-dynamo-exact-fp32"
+    full = Variant(exporter="eager", gelu="tanh", precision="int8", target="tensorrt", batch=4, opset=18)
+    assert full.name("convnext") == "convnext-eager-tanh-int8-tensorrt-b4-opset18"
+
+
+def test_all_changes_one_factor_at_a_time() -> None:
+    names = [variant.name("convnext") for variant in plan(Wish(all=True), has_gelu=True)]
+    assert len(names) == len(set(names)) == 15
+    expected = [f"convnext-{exporter}-exact-fp32" for exporter in EXPORTERS]
+    expected += [f"convnext-dynamo-{gelu}-{precision}" for gelu in ACTIVATIONS for precision in ("fp32", "int8")]
+    expected += [f"convnext-dynamo-exact-{precision}" for precision in PRECISIONS]
+    assert set(expected) <= set(names)
+
+
+def test_a_model_without_gelu_has_no_gelu_variants() -> None:
+    assert {variant.gelu for variant in plan(Wish(all=True), has_gelu=False)} == {"exact"}
+    with pytest.raises(UserError, match="no GELU"):
+        plan(Wish(gelu="tanh"), has_gelu=False)
+
+
+def test_the_baselines_come_with_every_export() -> None:
+    names = [variant.name("m") for variant in plan(Wish(exporter="eager", precisions=("int8",)), has_gelu=False)]
+    assert names == ["m-torch-exact-fp32", "m-dynamo-exact-fp32", "m-eager-exact-fp32", "m-eager-exact-int8"]
