@@ -65,7 +65,9 @@ def _downloaded(data: str, cache: Path, allowed: bool) -> Path:
 def _key(name: str, path: Path | None, request: Request) -> str:
     """What a pack's contents depend on, as 16 hexadecimal digits."""
     parts = [pack.FORMAT, name, path and fingerprint(path), request.shape, request.seed]
-    parts += [request.argument, request.num_classes] if path is None else []
+    if path is None:
+        argument = sources.get(name).argument
+        parts += [argument(request) if argument else request.argument, request.num_classes]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

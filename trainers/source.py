@@ -35,7 +35,8 @@ class Source:
     """A data source that can be named on the command line.
 
     A source that reads files says by `recognises` whether a tree is laid out its way and reads it by `load`; a
-    procedural one makes its images by `make`. `mean` and `std` are its convention, one value a channel, for pixels
+    procedural one makes its images by `make`, and `argument` gives what follows its name in full, defaults filled in,
+    so that one choice has one pack. `mean` and `std` are its convention, one value a channel, for pixels
     in [0, 1]. `expected` describes the layout in a few words, for the message when nothing is recognised.
     """
 
@@ -45,6 +46,7 @@ class Source:
     recognises: Callable[[Tree], bool] | None = None
     load: Callable[[Tree, Request], Raw] | None = None
     make: Callable[[Request], Raw] | None = None
+    argument: Callable[[Request], str] | None = None
     downloads: tuple[Download, ...] = ()
 
 

@@ -120,4 +120,6 @@ def _normal(bits: np.random.PCG64, shape: tuple[int, ...]) -> NDArray[np.float64
     return normal
 
 
-SOURCE = Source(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), make=make)
+SOURCE = Source(
+    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), make=make, argument=lambda request: str(_classes_used(request))
+)
