@@ -1,0 +1,192 @@
+"""Training by its own command, on the smallest model: checkpoints, resuming, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import refuse, run, succeed
+
+from trainers.batches import augment
+from trainers.checkpoint import Checkpoint, load_model
+from trainers.manifest import UserError, sha256
+from trainers.optim import learning_rate, make_optimizer
+from trainers.preprocess import prepare
+from trainers.spec import Preprocess, Recipe
+
+
+def trained(folder: Path, *flags: object, model: str = "simplecnn") -> Checkpoint:
+    succeed("trainers", model, "--artifacts", folder, "--device", "cpu", *flags)
+    return Checkpoint.load(folder / model / "checkpoint.json")
+
+
+def test_training_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
+    done = succeed("trainers", "simplecnn", "--artifacts", tmp_path, "--device", "cpu", "--epochs", 2, "--json")
+    document = json.loads(done.stdout)
+    assert "epoch 2" in done.stderr
+    assert "chance 10.0%" in done.stderr
+    record = Checkpoint.load(tmp_path / "simplecnn" / "checkpoint.json")
+    assert document["metrics"]["top1"] == record.metrics.top1 > 50
+    assert record.metrics.split == "test"
+    module = load_model(record, tmp_path / "simplecnn")
+    assert not module.training
+    assert sum(p.numel() for p in module.parameters()) == record.parameters
+    assert sorted(p.name for p in (tmp_path / "simplecnn").iterdir()) == ["checkpoint.json", "checkpoint.safetensors"]
+
+
+def test_equal_runs_give_equal_bytes_and_a_replaced_checkpoint_is_kept(tmp_path: Path) -> None:
+    first = trained(tmp_path / "a", "--steps", 5)
+    again = trained(tmp_path / "b", "--steps", 5)
+    assert first.weights == again.weights
+    other = trained(tmp_path / "a", "--steps", 6)
+    kept = tmp_path / "a" / "simplecnn" / f"checkpoint-{first.weights.sha256[:8]}.safetensors"
+    assert sha256(kept) == first.weights.sha256 != other.weights.sha256
+    assert load_model(Checkpoint.load(kept.with_suffix(".json")), kept.parent)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_learns(tmp_path: Path, precision: str) -> None:
+    record = trained(tmp_path, "--epochs", 1, "--precision", precision)
+    assert record.recipe.precision == precision
+    assert record.metrics.top1 > 30
+
+
+@pytest.mark.slow
+def test_compiled_training_saves_the_plain_module(tmp_path: Path) -> None:
+    record = trained(tmp_path, "--steps", 20, "--compile")
+    assert record.recipe.compile
+    assert load_model(record, tmp_path / "simplecnn")
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    flags = ["--epochs", "3", "--set", "save_every=20", "--set", "crop=2", "--set", "flip=true", "--device", "cpu"]
+    whole = trained(tmp_path / "whole", *flags)
+    command = [sys.executable, "-m", "trainers", "simplecnn", "--artifacts", str(tmp_path / "cut"), *flags]
+    folder = tmp_path / "cut" / "simplecnn"
+    victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while victim.poll() is None and not (folder / "state-00000040.json").exists():
+        time.sleep(0.005)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.wait()
+    assert not (folder / "checkpoint.json").exists()
+    newest = max(folder.glob("state-*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])  # and the newest state is damaged: the one before must serve
+    done = succeed(*command[2:], "--resume")
+    assert "resumed at step" in done.stderr
+    assert "sha256 differs" in done.stderr
+    assert Checkpoint.load(folder / "checkpoint.json").weights == whole.weights
+    assert not list(folder.glob("state-*"))
+
+
+def test_resume_of_other_settings_and_of_a_finished_run(tmp_path: Path) -> None:
+    flags = ("trainers", "simplecnn", "--artifacts", tmp_path, "--steps", 30, "--device", "cpu")
+    first = succeed(*flags, "--resume")
+    assert "nothing to resume" in first.stderr
+    before = sha256(tmp_path / "simplecnn" / "checkpoint.json")
+    assert "already finished" in succeed(*flags, "--resume").stderr
+    assert sha256(tmp_path / "simplecnn" / "checkpoint.json") == before
+
+
+def test_ctrl_c_leaves_nothing_broken(tmp_path: Path) -> None:
+    folder = tmp_path / "simplecnn"
+    command = [
+        sys.executable, "-m", "trainers", "simplecnn", "--artifacts", str(tmp_path), "--epochs", "500",
+        "--set", "save_every=10", "--device", "cpu",
+    ]  # fmt: skip
+    victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while victim.poll() is None and not list(folder.glob("state-*.json")):
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGINT)
+    assert "interrupted" in victim.communicate(timeout=60)[1].splitlines()[-1]
+    assert victim.returncode == 130
+    for state in folder.glob("state-*.json"):
+        assert state.with_suffix(".safetensors").exists()
+    assert not list(folder.glob(".*"))
+    refuse(*command[2:], "--seed", 5, "--resume", says="seed: 0, now 5")
+
+
+def test_a_loss_that_is_no_number_fails(tmp_path: Path) -> None:
+    done = run("trainers", "simplecnn", "--artifacts", tmp_path, "--set", "lr=1e30", "--epochs", 1, "--device", "cpu")
+    assert done.returncode == 1
+    assert "FAILED: the loss is" in done.stderr
+    assert not (tmp_path / "simplecnn" / "checkpoint.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("simplecn",), "did you mean simplecnn?"),
+        (("simplecnn", "--set", "lr"), "not key=value"),
+        (("simplecnn", "--set", "lr=fast"), "Expected `float`"),
+        (("simplecnn", "--set", "learning_rate=1"), "unknown setting"),
+        (("simplecnn", "--epochs", "0"), "positive number"),
+        (("simplecnn", "--epochs", "1", "--steps", "1"), "not allowed with"),
+        (("simplecnn", "--epochs", "1", "--set", "epochs=2"), "give it once"),
+        (("simplecnn", "--data", "no/such/folder"), "no/such/folder"),
+        (("convnext", "--set", "size=50"), "multiples of 32"),
+        (("simplecnn", "--name", "///"), "no usable folder name"),
+    ],
+)
+def test_bad_input_gets_one_line(tmp_path: Path, flags: tuple[str, ...], says: str) -> None:
+    refuse("trainers", *flags, "--artifacts", tmp_path / "out", says=says)
+    assert not (tmp_path / "out").exists()
+
+
+def test_cuda_that_is_not_there_is_said(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA GPU")
+    refuse("trainers", "simplecnn", "--device", "cuda", "--artifacts", tmp_path, says="no CUDA GPU")
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    record = trained(tmp_path, "--steps", 2)
+    weights = tmp_path / "simplecnn" / "checkpoint.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # one bit of one weight
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match="sha256 differs"):
+        load_model(record, weights.parent)
+
+
+def test_the_learning_rate_rises_and_falls_to_zero() -> None:
+    recipe = Recipe(lr=1.0, warmup=0.25)
+    rates = [learning_rate(recipe, step, 100) for step in range(100)]
+    assert np.argmax(rates) in (24, 25)
+    assert max(rates) == 1.0
+    assert rates[0] == pytest.approx(0.04)
+    assert rates[-1] < 0.001
+
+
+def test_norms_and_biases_are_not_decayed() -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.LayerNorm([4, 8, 8]), torch.nn.BatchNorm2d(4))
+    decayed, spared = make_optimizer(module, Recipe()).param_groups
+    assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 3, 3)]
+    assert len(spared["params"]) == 5
+    assert spared["weight_decay"] == 0
+
+
+def test_preprocessing_is_what_it_says() -> None:
+    images = torch.randint(256, (2, 20, 30, 3), dtype=torch.uint8)
+    same = Preprocess(size=(20, 20), resize=20, mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
+    expected = images[:, :, 5:25].permute(0, 3, 1, 2) / 255
+    expected = (expected - torch.tensor([0.5, 0.25, 0]).view(3, 1, 1)) / torch.tensor([0.5, 1, 2]).view(3, 1, 1)
+    torch.testing.assert_close(prepare(images, same), expected)
+    larger = Preprocess(size=(40, 40), resize=40, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert prepare(images, larger).shape == (2, 3, 40, 40)
+
+
+def test_augmentation_moves_each_image_by_its_own_draw() -> None:
+    images = torch.arange(8 * 8, dtype=torch.uint8).view(1, 8, 8, 1).expand(64, 8, 8, 1).contiguous()
+    generator = torch.Generator().manual_seed(0)
+    moved = augment(images, Recipe(crop=2, flip=True), generator)
+    assert moved.shape == images.shape
+    assert len({bytes(image.numpy()) for image in moved}) > 20
+    assert torch.equal(augment(images, Recipe(), generator), images)
