@@ -103,5 +103,44 @@ def test_openvino_keeps_fp32_unless_asked(made: Path) -> None:
     assert used == ["f32", "bf16"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorrts_compiler_builds_the_file_without_a_gpu(made: Path) -> None:
+    """TensorRT-RTX has the same builder and parser, and compiles for a GPU that is not there."""
+    rtx = pytest.importorskip("tensorrt_rtx")
+    from runtime.backends import tensorrt
+
+    class Builder(rtx.Builder):  # type: ignore[misc]
+        def create_builder_config(self) -> object:
+            config = super().create_builder_config()
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(rtx.ComputeCapability.SM86, 0)
+            return config
+
+    class Compiler:
+        def __getattr__(self, name: str) -> object:
+            return Builder if name == "Builder" else getattr(rtx, name)
+
+    logger = rtx.Logger(rtx.Logger.INTERNAL_ERROR)
+    plan = tensorrt.build(Compiler(), logger, made / "simplecnn-dynamo-exact-fp32.onnx", 4)
+    assert len(plan) > 10_000
+    text = made / "text.onnx"
+    text.write_text("this is text")
+    with pytest.raises(BackendError):
+        tensorrt.build(Compiler(), logger, text, 4)
+
+
+def test_engines_are_cached_in_a_private_folder_by_all_that_they_depend_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runtime.backends.tensorrt import engine_path
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    paths = {engine_path(*key) for key in [("a", "10", "g", 1), ("b", "10", "g", 1), ("a", "11", "g", 1),
+                                           ("a", "10", "h", 1), ("a", "10", "g", 2)]}  # fmt: skip
+    assert len(paths) == 5
+    if sys.platform == "linux":
+        assert {path.parent.stat().st_mode & 0o777 for path in paths} == {0o700}
+
+
 def test_a_failed_artifact_finds_its_reference_one_folder_up() -> None:
     assert home(Path("artifacts/m/failed/m.onnx")) == Path("artifacts/m") == home(Path("artifacts/m/m.onnx"))

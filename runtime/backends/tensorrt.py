@@ -47,6 +47,8 @@ def load(artifact: Found, *, device: str, threads: int, batch: int, options: Map
         build_s = time.perf_counter() - started
         write_atomic(path, plan)
         engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise BackendError("it built an engine that it cannot load")
     attested = {"version": trt.__version__, "tf32": "off", "engine": "built" if build_s else "cached"}
     return TensorRtSession(trt, engine, batch, build_s, attested)
 
@@ -59,6 +61,10 @@ def build(trt: Any, logger: Any, path: Path, batch: int) -> bytes:
     if not parser.parse_from_file(str(path)):
         reasons = [" ".join(str(parser.get_error(i).desc()).split()) for i in range(parser.num_errors)]
         raise BackendError(f"its parser refuses the file: {reasons[0] if reasons else 'no reason given'}")
+    if network.num_inputs != 1 or network.num_outputs != 1:
+        raise BackendError(
+            f"it has {network.num_inputs} inputs and {network.num_outputs} outputs; one of each is measured"
+        )
     config = builder.create_builder_config()
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # on by default; the artifact says fp32
@@ -109,19 +115,15 @@ class TensorRtSession:
         self._cuda: Any = cuda
         self._engine, self._context = engine, engine.create_execution_context()
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        outputs = [name for name in names if name not in inputs]
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise BackendError(f"it has {len(inputs)} inputs and {len(outputs)} outputs; one of each is measured")
-        shape = (batch, *tuple(engine.get_tensor_shape(inputs[0]))[1:])
-        self._context.set_input_shape(inputs[0], shape)
-        self._x = np.empty(shape, trt.nptype(engine.get_tensor_dtype(inputs[0])))
-        self._logits = np.empty(
-            tuple(self._context.get_tensor_shape(outputs[0])), trt.nptype(engine.get_tensor_dtype(outputs[0]))
-        )
+        x, logits = sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT)
+        shape = (batch, *tuple(engine.get_tensor_shape(x))[1:])
+        self._context.set_input_shape(x, shape)
+        self._x = np.empty(shape, trt.nptype(engine.get_tensor_dtype(x)))
+        shape = tuple(self._context.get_tensor_shape(logits))
+        self._logits = np.empty(shape, trt.nptype(engine.get_tensor_dtype(logits)))
         self._stream = succeed(cuda.cudaStreamCreate())
         self._buffers = [succeed(cuda.cudaMalloc(array.nbytes)) for array in (self._x, self._logits)]
-        for name, address in zip((inputs[0], outputs[0]), self._buffers, strict=True):
+        for name, address in zip((x, logits), self._buffers, strict=True):
             self._context.set_tensor_address(name, int(address))
         self.build_s, self.attested = build_s, attested
 

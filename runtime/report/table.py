@@ -72,7 +72,7 @@ def failures(report: Report) -> list[str]:
     failed = [row for row in report.measurements if not row.valid]
     lines = [f"{row.cell.engine}, {row.cell.artifact}, batch {row.cell.batch}: {row.error}" for row in failed]
     measured = {row.cell.artifact for row in report.measurements}
-    lines += [f"{subject.name}: no engine that can run here loads it" for subject in report.subjects
+    lines += [f"{subject.name}: no chosen engine that runs here loads it" for subject in report.subjects
               if subject.name not in measured]  # fmt: skip
     lines += [f"{name}: {reason}" for name, reason in report.unavailable.items()]
     lines += [f"{name}: stale, made from an older checkpoint" for name in report.stale]
