@@ -9,6 +9,7 @@ import msgspec
 from export.variant import Variant
 from runtime import stats
 from runtime.check import Check
+from runtime.quiet import NOISY
 from runtime.stats import Estimate
 from trainers.manifest import Environment, Record, Struct
 
@@ -89,6 +90,11 @@ class Report(Record, frozen=True, kw_only=True):
     unavailable: dict[str, str]  # backend: why it could not run
     stale: tuple[str, ...] = ()  # artifacts of an older checkpoint, left out
     other_load: float | None = None  # cores that other programs used between rounds, at most
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other programs were busy meanwhile: times are then too long, and not all to the same degree."""
+        return (self.other_load or 0.0) >= NOISY
 
     def subject(self, measurement: Measurement) -> Subject:
         return next(subject for subject in self.subjects if subject.name == measurement.cell.artifact)

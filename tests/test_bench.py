@@ -7,6 +7,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -21,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime import bench, targets
 from runtime.contender import Contender, Plan
 from runtime.process import Worker, WorkerError
+from runtime.quiet import STAT, other_load
 from runtime.report import table, verdict
 from runtime.results import Report
 from trainers.manifest import UserError, environment
@@ -130,6 +133,25 @@ def test_one_sentence_a_batch_names_the_fastest_verified_row(report: Report) -> 
         assert report.subject(fastest).drop is not None
         allowed = [row for row in rows if (report.subject(row).drop or 0.0) <= verdict.MAX_DROP]
         assert min(allowed, key=lambda row: row.median.value).cell.artifact in sentence
+
+
+def test_a_busy_machine_is_said_wherever_a_ratio_is(report: Report) -> None:
+    quiet, busy = (msgspec.structs.replace(report, other_load=load) for load in (0.05, 1.5))
+    assert "DISTURBED: others used 1.5 cores" in table.title(busy, "simplecnn")
+    assert "DISTURBED" not in table.title(quiet, "simplecnn")
+    assert all("provisional" in sentence for sentence in verdict.sentences(busy))
+    assert not any("provisional" in sentence for sentence in verdict.sentences(quiet))
+
+
+@pytest.mark.skipif(not STAT.exists(), reason="only Linux tells")
+def test_another_programs_work_is_seen() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            load = other_load()
+        finally:
+            process.kill()
+    assert load is not None
+    assert load > 0.5
 
 
 def test_a_report_reads_back_as_it_was(report: Report, tmp_path: Path) -> None:
@@ -313,9 +335,6 @@ def test_nothing_measured_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_view_serves_the_graph_on_this_machine(made: Path) -> None:
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "runtime", "view", "simplecnn", "--artifacts", str(made.parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout

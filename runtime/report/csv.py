@@ -11,7 +11,7 @@ from runtime.results import Measurement, Report
 COLUMNS = (
     "model", "variant", "backend", "device", "threads", "batch", "samples", "p50_s", "p50_low_s", "p50_high_s", "p90_s",
     "p99_s", "speedup", "speedup_low", "speedup_high", "drop", "bytes", "build_s", "load_s", "first_s", "peak_bytes",
-    "outputs", "error",
+    "outputs", "other_load", "error",
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def _line(report: Report, row: Measurement) -> dict[str, object]:
         "model": subject.model, "variant": subject.name, "backend": cell.engine, "device": cell.device,
         "threads": cell.threads, "batch": cell.batch, "drop": subject.drop, "bytes": subject.bytes,
         "build_s": row.build_s, "load_s": row.load_s, "first_s": row.first_s, "peak_bytes": row.peak_bytes,
-        "error": row.error,
+        "other_load": report.other_load, "error": row.error,
     }  # fmt: skip
     return line | _times(report, row) if row.valid else line
 

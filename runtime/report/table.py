@@ -27,7 +27,8 @@ def show(report: Report, *, stderr: bool = False) -> None:
 def title(report: Report, model: str) -> str:
     """Model, device, threads, and what the ratios are to."""
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
-    return f"{model} on {report.device}, {threads}; {baseline(report, model)}"
+    busy = f"; DISTURBED: others used {report.other_load:.1f} cores" if report.is_disturbed else ""
+    return f"{model} on {report.device}, {threads}; {baseline(report, model)}{busy}"
 
 
 def baseline(report: Report, model: str) -> str:

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 from runtime import stats
-from runtime.quiet import NOISY
 from runtime.report.table import milliseconds
 from runtime.results import Measurement, Report
 from trainers.cli import console
@@ -27,11 +26,11 @@ def sentences(report: Report) -> list[str]:
 def show(report: Report, path: Path, *, stderr: bool = False) -> None:
     """Print the sentences, where the report is, and how to look at the file that came first."""
     shown = console(stderr=stderr)
+    if report.is_disturbed:
+        shown.print(f"warning: other programs used {report.other_load:.1f} cores meanwhile, which slows some engines "
+                    "more than others: measure again on a quiet machine", markup=False)  # fmt: skip
     for sentence in sentences(report):
         shown.print(sentence, markup=False)
-    if (report.other_load or 0.0) >= NOISY:
-        shown.print(f"warning: other programs used {report.other_load:.1f} cores meanwhile; measure again when the "
-                    "machine is quiet", markup=False)  # fmt: skip
     shown.print(f"report: {path}", markup=False)
     row = best(report)
     if row is not None:
@@ -56,7 +55,7 @@ def _sentence(report: Report, model: str, batch: int, rows: list[Measurement]) -
         f"{where}: fastest verified variant within {MAX_DROP:g} point of accuracy is {row.cell.artifact} in "
         f"{row.cell.engine}, {milliseconds(row.median.value)} ms{_ratio(report, row)}"
     )
-    return f"{text}{_tie(row, rows[1:])}."
+    return f"{text}{_tie(row, rows[1:])}{' (provisional: the machine was busy)' if report.is_disturbed else ''}."
 
 
 def _ratio(report: Report, row: Measurement) -> str:
