@@ -14,9 +14,11 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def make(folder: Path) -> Path:
-    """artifacts/simplecnn: the torch artifact, fp32 and int8 ONNX, and their reference."""
-    cache = folder / "cache"
+def make(base: Path) -> Path:
+    """The folder of one model: the torch artifact, fp32 and int8 ONNX, and their reference; made once a test run."""
+    folder, cache = base / "artifacts", base / "cache"
+    if folder.exists():
+        return folder / "simplecnn"
     for arguments in (
         ("trainers", "simplecnn", "--steps", 60, "--device", "cpu"),
         ("export", "simplecnn", "--quantize", "--target", "cpu", "--verify-images", 300),

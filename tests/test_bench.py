@@ -34,7 +34,7 @@ GIB = 1 << 30
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runtime_artifacts.make(tmp_path_factory.mktemp("bench"))
+    return runtime_artifacts.make(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

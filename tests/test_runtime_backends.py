@@ -23,7 +23,7 @@ USABLE = [(name, device) for name in backends.names() for device in DEVICES if n
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runtime_artifacts.make(tmp_path_factory.mktemp("backends"))
+    return runtime_artifacts.make(tmp_path_factory.getbasetemp())
 
 
 def artifacts(folder: Path, backend: Backend) -> list[Found]:
@@ -104,7 +104,7 @@ def test_openvino_keeps_fp32_unless_asked(made: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorrts_compiler_builds_the_file_without_a_gpu(made: Path) -> None:
+def test_tensorrts_compiler_builds_the_file_without_a_gpu(made: Path, tmp_path: Path) -> None:
     """TensorRT-RTX has the same builder and parser, and compiles for a GPU that is not there."""
     rtx = pytest.importorskip("tensorrt_rtx")
     from runtime.backends import tensorrt
@@ -123,7 +123,7 @@ def test_tensorrts_compiler_builds_the_file_without_a_gpu(made: Path) -> None:
     logger = rtx.Logger(rtx.Logger.INTERNAL_ERROR)
     plan = tensorrt.build(Compiler(), logger, made / "simplecnn-dynamo-exact-fp32.onnx", 4)
     assert len(plan) > 10_000
-    text = made / "text.onnx"
+    text = tmp_path / "text.onnx"
     text.write_text("this is text")
     with pytest.raises(BackendError):
         tensorrt.build(Compiler(), logger, text, 4)

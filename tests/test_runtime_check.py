@@ -17,7 +17,7 @@ Records = dict[str, Artifact]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reference, Records]]:
-    folder = runtime_artifacts.make(tmp_path_factory.mktemp("check"))
+    folder = runtime_artifacts.make(tmp_path_factory.getbasetemp())
     records = {found.name: found.record for found in find(folder) if found.record}
     yield Reference.load(folder / "reference.safetensors"), records
 
