@@ -20,7 +20,7 @@ from trainers.manifest import Record, Struct, UserError, atomic
 from trainers.stream import ahead
 
 RECORD = "record.json"
-FORMAT = 1  # part of every pack's key: raised when the same source would be packed differently
+FORMAT = 2  # part of every pack's key: raised when the same source would be packed differently
 BLOCK = 256  # images decoded by one task
 
 

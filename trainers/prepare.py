@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -67,7 +68,7 @@ def _key(name: str, path: Path | None, request: Request) -> str:
     parts = [pack.FORMAT, name, path and fingerprint(path), request.shape, request.seed]
     if path is None:
         argument = sources.get(name).argument
-        parts += [argument(request) if argument else request.argument, request.num_classes]
+        parts.append(argument(request) if argument else request.argument)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -85,12 +86,14 @@ def _packed(folder: Path, pack_limit: int | None) -> Prepared | None:
 
 def _read(name: str, path: Path | None, request: Request, folder: Path, pack_limit: int | None) -> Prepared:
     """Read the source and pack it, or stream it where it is larger than the limit."""
-    raw, record = _made(name, request) if path is None else _loaded(path, request, folder)
-    splits = {name: recolour(images, request.shape[0]) for name, images in _complete(raw, request.seed).items()}
-    size = sum(len(images.labels) * math.prod(images.shape) for images in splits.values())
-    if size > (min(PACK_LIMIT, _free(folder) // 2) if pack_limit is None else pack_limit):
-        return record, {name: Streamed.of(name, images) for name, images in splits.items()}
-    record = pack.write(folder, splits, record)
+    with contextlib.ExitStack() as files:
+        raw, record = _made(name, request) if path is None else _loaded(path, request, folder, files)
+        splits = {name: recolour(images, request.shape[0]) for name, images in _complete(raw, request.seed).items()}
+        size = sum(len(images.labels) * math.prod(images.shape) for images in splits.values())
+        if size > (min(PACK_LIMIT, _free(folder) // 2) if pack_limit is None else pack_limit):
+            files.pop_all()  # they stay open for as long as the streams read from them
+            return record, {name: Streamed.of(name, images) for name, images in splits.items()}
+        record = pack.write(folder, splits, record)
     return record, pack.open_splits(folder, record)
 
 
@@ -101,8 +104,9 @@ def _made(name: str, request: Request) -> tuple[Raw, PackRecord]:
     return raw, PackRecord(source=name, origin=None, classes=raw.classes)
 
 
-def _loaded(path: Path, request: Request, folder: Path) -> tuple[Raw, PackRecord]:
+def _loaded(path: Path, request: Request, folder: Path, files: contextlib.ExitStack) -> tuple[Raw, PackRecord]:
     tree = open_tree(path, folder.parent)
+    files.callback(tree.close)
     name, source = _recognised(tree)
     assert source.load is not None
     raw = source.load(tree, request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import lzma
@@ -21,6 +22,7 @@ from trainers.manifest import UserError
 
 # A compressed tar is told by its first bytes.
 OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}
+BLOCK = 512  # bytes of a tar's unit
 BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError)
 
 
@@ -37,6 +39,9 @@ class Tree(Protocol):
 
     def read(self, name: str) -> bytes:
         """A file's contents. Raises OSError or another of BROKEN."""
+
+    def close(self) -> None:
+        """Let go of the archive; nothing can be read afterwards."""
 
 
 def open_tree(path: Path, scratch: Path) -> Tree:
@@ -80,6 +85,9 @@ class Folder:
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
+    def close(self) -> None:
+        pass
+
 
 class Zip:
     """A zip archive, read member by member."""
@@ -87,16 +95,26 @@ class Zip:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._archive = zipfile.ZipFile(path)
-        members = [member for member in self._archive.infolist() if not member.is_dir()]
-        for member in members:
-            mode = member.external_attr >> 16
-            _check(path, member.filename, plain=not mode or stat.S_IFMT(mode) in (0, stat.S_IFREG))
-            if member.flag_bits & 1:
-                raise UserError(f"{path}: {member.filename} is encrypted; give an archive without a password")
-        self.files = {member.filename: member.file_size for member in members}
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self.close)
+            self.files = {member.filename: member.file_size for member in self._members()}
+            on_error.pop_all()
 
     def read(self, name: str) -> bytes:
         return self._archive.read(name)
+
+    def close(self) -> None:
+        self._archive.close()
+
+    def _members(self) -> Iterator[zipfile.ZipInfo]:
+        for member in self._archive.infolist():
+            if member.is_dir():
+                continue
+            mode = stat.S_IFMT(member.external_attr >> 16)
+            _check(self.path, member.filename, plain=mode in (0, stat.S_IFREG))
+            if member.flag_bits & 1:
+                raise UserError(f"{self.path}: {member.filename} is encrypted; give an archive without a password")
+            yield member
 
 
 class Tar:
@@ -106,23 +124,35 @@ class Tar:
         self.path = path
         self._file = file
         self._lock = threading.Lock()
-        self._offsets: dict[str, int] = {}
-        self.files: dict[str, int] = {}
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                if member.isdir():
-                    continue
-                _check(path, member.name, plain=member.isreg() and not member.issparse())
-                name = member.name.removeprefix("./")
-                self._offsets[name], self.files[name] = member.offset_data, member.size
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self.close)
+            members = {member.name.removeprefix("./"): member for member in self._members()}
+            on_error.pop_all()
+        self._offsets = {name: member.offset_data for name, member in members.items()}
+        self.files = {name: member.size for name, member in members.items()}
 
     def read(self, name: str) -> bytes:
         with self._lock:
             self._file.seek(self._offsets[name])
             return self._file.read(self.files[name])
 
-    def __del__(self) -> None:
+    def close(self) -> None:
         self._file.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _members(self) -> Iterator[tarfile.TarInfo]:
+        # A tar ends with blocks of zeros; tarfile takes one that was cut off for a whole one.
+        self._file.seek(-min(BLOCK, self._file.seek(0, os.SEEK_END)), os.SEEK_END)
+        if self._file.read().strip(b"\0"):
+            raise EOFError("it ends early")
+        self._file.seek(0)
+        with tarfile.open(fileobj=self._file, mode="r:") as archive:
+            for member in archive:
+                if not member.isdir():
+                    _check(self.path, member.name, plain=member.isreg() and not member.issparse())
+                    yield member
 
 
 def _check(path: Path, name: str, *, plain: bool) -> None:
@@ -160,11 +190,11 @@ def _inflated(path: Path, opener: Callable[..., Any], scratch: Path) -> IO[bytes
 def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Every visible file below `root`: its relative name and its stat. Links to folders are followed once."""
     seen: set[tuple[int, int]] = set()
-    waiting = [("", str(root))]
+    waiting = [("", root)]
     while waiting:
         prefix, folder = waiting.pop()
         try:
-            found = os.stat(folder)
+            found = folder.stat()
             entries = list(os.scandir(folder))
         except OSError as error:
             raise UserError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
@@ -175,6 +205,6 @@ def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                waiting.append((f"{prefix}{entry.name}/", entry.path))
+                waiting.append((f"{prefix}{entry.name}/", Path(entry.path)))
             elif entry.is_file():
                 yield f"{prefix}{entry.name}", entry.stat()

@@ -22,11 +22,12 @@ COUNTS = {"small": {"train": 6000, "val": 600, "test": 1000}, "large": {"train":
 BLOCK = 128  # images drawn at once: bounds the memory
 
 LOWEST, OCTAVES = 3.5, 1.2  # cycles an image of the lowest frequency; the highest is this many octaves above
-STRAY = 0.27  # standard deviation of orientation and frequency, in distances between neighbouring classes
-TINT, TINT_STRAY = 14, 10  # grey levels that a class's colour moves the mean by, and their standard deviation
-CONTRAST = (24, 72)  # amplitude of the grating in grey levels, from, to
-BACKGROUND = 24  # standard deviation of an image's brightness, and of its gradient from edge to edge
-NOISE = 48  # additive noise is uniform within this many grey levels
+STRAY = 0.2  # standard deviation of orientation and frequency, in distances between neighbouring classes
+TINT, TINT_STRAY = 48, 12  # grey levels that a class's colour moves the mean by, and their standard deviation
+HIDDEN = 12  # in one image of so many nothing shows the class: the bound on every model's accuracy
+CONTRAST = (40, 90)  # amplitude of the grating in grey levels, from, to
+BACKGROUND = 16  # standard deviation of an image's brightness, and of its gradient from edge to edge
+NOISE = 32  # additive noise is uniform within this many grey levels
 
 STEPS = 1 << 12  # of a full turn in the sine table
 FINE = 1 << 8  # a pixel's phase is kept this much finer than the table
@@ -50,6 +51,11 @@ def make(request: Request) -> Raw:
     return Raw(classes=tuple(f"class {index}" for index in range(request.num_classes or used)), splits=splits)
 
 
+def _argument(request: Request) -> str:
+    used = _classes_used(request)
+    return f"{used} of {request.num_classes or used}"
+
+
 def _classes_used(request: Request) -> int:
     most = request.num_classes or 1000
     text = request.argument or str(min(CLASSES, most))
@@ -68,12 +74,13 @@ def _draw(bits: np.random.PCG64, labels: Indices, used: int, shape: tuple[int, i
     """Images of these labels, uint8 [B, H, W, C]: background + tint + contrast * grating + noise."""
     height, width, channels = shape
     count = len(labels)
-    contrast = CONTRAST[0] + _integers(bits, (count, 1, 1), CONTRAST[1] - CONTRAST[0] + 1)
+    shown = (_integers(bits, (count, 1, 1), HIDDEN) > 0).astype(np.int32)
+    contrast = shown * (CONTRAST[0] + _integers(bits, (count, 1, 1), CONTRAST[1] - CONTRAST[0] + 1))
     pixels = (_grating(bits, labels, used, height, width) * contrast) >> 7
     gradient = np.rint(BACKGROUND * _normal(bits, (count, 2, 1, 1))).astype(np.int32)
     y, x = np.ogrid[:height, :width]
     pixels += gradient[:, 0] * (2 * y - height) // (2 * height) + gradient[:, 1] * (2 * x - width) // (2 * width)
-    image = pixels[..., None] + _base(bits, labels, used, channels)[:, None, None, :]
+    image = pixels[..., None] + _base(bits, labels, used, channels, shown[:, :, 0])[:, None, None, :]
     image += _integers(bits, image.shape, 2 * NOISE + 1) - NOISE
     drawn: Pixels = np.clip(image, 0, 255).astype(np.uint8)
     return drawn
@@ -98,10 +105,12 @@ def _grating(bits: np.random.PCG64, labels: Indices, used: int, height: int, wid
     return wave
 
 
-def _base(bits: np.random.PCG64, labels: Indices, used: int, channels: int) -> NDArray[np.int32]:
-    """Mean grey levels an image and channel, int32 [B, C]: random brightness, and the class's tint."""
+def _base(
+    bits: np.random.PCG64, labels: Indices, used: int, channels: int, shown: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """Mean grey levels an image and channel, int32 [B, C]: random brightness, and the class's tint if `shown`."""
     turns = labels[:, None] * 3 / used + np.arange(channels) / 3  # neighbours in orientation differ in hue
-    tint = TINT * np.cos(2 * np.pi * turns) + TINT_STRAY * _normal(bits, turns.shape)
+    tint = TINT * shown * np.cos(2 * np.pi * turns) + TINT_STRAY * _normal(bits, turns.shape)
     brightness = BACKGROUND * _normal(bits, (len(labels), 1))
     return np.rint(128 + tint + brightness).astype(np.int32)
 
@@ -120,6 +129,4 @@ def _normal(bits: np.random.PCG64, shape: tuple[int, ...]) -> NDArray[np.float64
     return normal
 
 
-SOURCE = Source(
-    mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), make=make, argument=lambda request: str(_classes_used(request))
-)
+SOURCE = Source(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), make=make, argument=_argument)
