@@ -125,7 +125,7 @@ def test_synthetic_uses_some_of_the_classes_and_follows_the_seed(tmp_path: Path)
 
 def test_synthetic_bits_are_fixed(tmp_path: Path) -> None:
     found = opened("synthetic", tmp_path, (1, 28, 28), num_classes=10)
-    assert found.splits["test"].sha256[:16] == "92700dd056aea172", "other bits: recorded seeds no longer name the same images"
+    assert found.splits["test"].sha256[:16] == "92700dd056aea172", "recorded seeds name other images now"
 
 
 def test_reopen_refuses_other_images(tmp_path: Path) -> None:

@@ -38,6 +38,16 @@ def test_the_pickled_cifar_is_refused(tmp_path: Path) -> None:
     assert "cifar-10-binary" in refused(write(tmp_path / "extracted", files), tmp_path)
 
 
+def test_a_folder_of_several_data_sets(tmp_path: Path) -> None:
+    write(tmp_path / "all", {f"digits/{name}": content for name, content in mnist_files().items()})
+    write(tmp_path / "all", {"README.md": b"a data set lies below"})
+    assert "no known layout" in refused(tmp_path / "all", tmp_path, (1, 28, 28))
+    write(tmp_path / "both", mnist_files() | cifar_files())
+    assert "more than one data set (cifar10, mnist)" in refused(tmp_path / "both", tmp_path)
+    write(tmp_path / "wrapped", {f"a/b/{name}": content for name, content in mnist_files().items()})
+    assert opened(tmp_path / "wrapped", tmp_path, (1, 28, 28)).info.name == "mnist"
+
+
 @pytest.mark.parametrize("change", ["magic", "short", "long", "count", "label", "missing"])
 def test_damaged_idx(change: str, tmp_path: Path) -> None:
     files = mnist_files()

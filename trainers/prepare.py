@@ -117,11 +117,13 @@ def _loaded(path: Path, request: Request, folder: Path, files: contextlib.ExitSt
 def _recognised(tree: Tree) -> tuple[str, Source]:
     """The one source whose layout this is. Raises UserError saying what was expected."""
     readers = {name: source for name in sources.names() if (source := sources.get(name)).recognises is not None}
-    for name, source in readers.items():
-        if source.recognises is not None and source.recognises(tree):
-            return name, source
-    expected = ", ".join(f"{source.expected} ({name})" for name, source in readers.items())
-    raise UserError(f"{tree.path}: no known layout; expected {expected}; give the path of one of these")
+    found = [name for name, source in readers.items() if source.recognises is not None and source.recognises(tree)]
+    if len(found) > 1:
+        raise UserError(f"{tree.path}: holds more than one data set ({', '.join(found)}); give the path of one of them")
+    if not found:
+        expected = ", ".join(f"{source.expected} ({name})" for name, source in readers.items())
+        raise UserError(f"{tree.path}: no known layout; expected {expected}; give the path of one of these")
+    return found[0], readers[found[0]]
 
 
 def _complete(raw: Raw, seed: int) -> dict[str, Images]:

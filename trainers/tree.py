@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import posixpath
 import shutil
 import stat
 import tarfile
@@ -73,6 +74,22 @@ def fingerprint(path: Path) -> str:
     for name, found in sorted(_walk(path)):
         digest.update(f"{name}:{found.st_size}:{found.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return f"{path}:{digest.hexdigest()}"
+
+
+def by_name(tree: Tree, *folders: str) -> dict[str, str]:
+    """Paths by file name, of the files that lie at the tree's top or in one of `folders` (`"MNIST/raw"`).
+
+    Folders around everything are looked past, but not siblings: a folder of several data sets is none of them.
+    """
+    parents = {name: PurePosixPath(name).parent.parts for name in tree.files}
+    around = PurePosixPath(posixpath.commonpath(["/".join(parent) for parent in parents.values()] or [""])).parts
+    ends = [(), *(PurePosixPath(folder).parts for folder in folders)]
+
+    def fits(parent: tuple[str, ...], end: tuple[str, ...]) -> bool:
+        cut = len(parent) - len(end)
+        return cut >= 0 and parent[cut:] == end and parent[:cut] == around[:cut]
+
+    return {PurePosixPath(name).name: name for name, parent in parents.items() if any(fits(parent, e) for e in ends)}
 
 
 class Folder:

@@ -8,7 +8,7 @@ from trainers.download import Download
 from trainers.images import InMemory, Pixels
 from trainers.manifest import UserError
 from trainers.source import Raw, Request, Source
-from trainers.tree import Tree
+from trainers.tree import Tree, by_name
 
 FILES = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -16,17 +16,20 @@ ROW = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
 
 
 def recognises(tree: Tree) -> bool:
-    """Whether the batches are there. Raises UserError on the pickled form of the same data."""
-    names = _names(tree)
-    if "data_batch_1" in names and "batches.meta" in names:
-        raise UserError(f"{tree.path}: this is cifar-10-python, whose pickles can run code when they are read; "
-                        "give cifar-10-binary.tar.gz, or --data cifar10 to download it")  # fmt: skip
-    return FILES["train"][0] in names
+    """Whether the batches are there, in either form."""
+    return FILES["train"][0] in _names(tree) or _pickled(tree)
 
 
 def load(tree: Tree, request: Request) -> Raw:
-    """Train (five batches) and test. Raises UserError on a missing or damaged batch."""
+    """Train (five batches) and test. Raises UserError on the pickled form, or a missing or damaged batch."""
+    if _pickled(tree):
+        raise UserError(f"{tree.path}: this is cifar-10-python, whose pickles can run code when they are read; "
+                        "give cifar-10-binary.tar.gz, or --data cifar10 to download it")  # fmt: skip
     return Raw(classes=CLASSES, splits={split: _split(tree, files) for split, files in FILES.items()})
+
+
+def _pickled(tree: Tree) -> bool:
+    return {"data_batch_1", "batches.meta"} <= _names(tree).keys()
 
 
 def _split(tree: Tree, files: tuple[str, ...]) -> InMemory:
@@ -50,8 +53,7 @@ def _batch(tree: Tree, file: str) -> Pixels:
 
 
 def _names(tree: Tree) -> dict[str, str]:
-    """Paths by file name, whatever folder they lie in."""
-    return {path.rpartition("/")[2]: path for path in tree.files}
+    return by_name(tree, "cifar-10-batches-bin", "cifar-10-batches-py")
 
 
 SOURCE = Source(

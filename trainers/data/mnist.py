@@ -11,7 +11,7 @@ from trainers.download import Download
 from trainers.images import InMemory, Pixels
 from trainers.manifest import UserError
 from trainers.source import Raw, Request, Source
-from trainers.tree import Tree
+from trainers.tree import Tree, by_name
 
 PARTS = {"train": "train", "test": "t10k"}
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
@@ -62,12 +62,9 @@ def _idx(tree: Tree, name: str, dimensions: int) -> Pixels:
 
 
 def _find(tree: Tree, name: str) -> str | None:
-    """The file of this name in any folder, plain before gzipped."""
-    for wanted in (name, f"{name}.gz"):
-        for path in sorted(tree.files):
-            if path.rpartition("/")[2] == wanted:
-                return path
-    return None
+    """The path of the file of this name, plain before gzipped."""
+    paths = by_name(tree, "raw", "MNIST/raw")
+    return paths.get(name) or paths.get(f"{name}.gz")
 
 
 def _download(name: str, size: int, md5: str) -> Download:

@@ -11,7 +11,7 @@ from trainers.download import Download
 from trainers.encoded import Encoded, is_image, stored_shape
 from trainers.manifest import UserError
 from trainers.source import Raw, Request, Source
-from trainers.tree import Tree
+from trainers.tree import Tree, by_name
 
 MARK = "val/val_annotations.txt"
 
@@ -44,9 +44,8 @@ def load(tree: Tree, request: Request) -> Raw:
 
 def _root(tree: Tree) -> str | None:
     """The archive's folder that holds train and val, as a prefix."""
-    found = (name for name in tree.files if name == MARK or name.endswith(f"/{MARK}"))
-    root = next(found, MARK).removesuffix(MARK)
-    return root if {f"{root}{MARK}", f"{root}wnids.txt"} <= tree.files.keys() else None
+    root = by_name(tree, "tiny-imagenet-200").get("wnids.txt", "").removesuffix("wnids.txt")
+    return root if f"{root}{MARK}" in tree.files else None
 
 
 def _train(tree: Tree, root: str) -> dict[str, str]:
