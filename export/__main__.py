@@ -92,6 +92,8 @@ def main() -> int:
     checkpoint, source = _checkpoint(arguments)
     job = _job(arguments, checkpoint, source)
     variants = _plan(arguments, precisions, job)
+    if any(PRECISIONS[variant.precision].calibrated for variant in variants):
+        _ = job.calibration  # images that cannot serve are refused before any work
     if arguments.all or arguments.grid:
         _announce(job, variants, arguments.json)
     artifacts, problems = _export(job, variants)
