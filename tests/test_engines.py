@@ -24,9 +24,7 @@ from trainers.dataset import open_dataset
 pytestmark = pytest.mark.slow
 
 ARCHITECTURES = ("SM86", "SM120")
-CELLS = [
-    (model, exporter, precision) for model in models.names() for exporter in EXPORTERS for precision in PRECISIONS
-]
+CELLS = [(model, exporter, precision) for model in models.names() for exporter in EXPORTERS for precision in PRECISIONS]
 # What ONNX Runtime quantizes dynamically (ConvInteger) has no counterpart in TensorRT.
 BUILT = [cell for cell in CELLS if cell[2] != "int8-dynamic"]
 

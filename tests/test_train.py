@@ -140,6 +140,12 @@ def test_bad_input_gets_one_line(tmp_path: Path, flags: tuple[str, ...], says: s
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_is_a_file_gets_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refuse("trainers", "simplecnn", "--steps", 1, "--artifacts", tmp_path / "file", says="Not a directory")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_cuda_that_is_not_there_is_said(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA GPU")

@@ -70,11 +70,15 @@ def folder_name(name: str) -> str:
 
 
 def write_weights(state: dict[str, Tensor], path: Path) -> File:
-    """Write a state dict as safetensors, atomically. Raises OSError; an old file then still stands."""
+    """Write a state dict as safetensors, atomically. Raises UserError or OSError; an old file then still stands."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+        except SafetensorError as error:  # what a full disk is called there
+            raise UserError(f"{path}: cannot be written ({error}); make room, then go on with --resume") from None
     return File.of(path)
 
 

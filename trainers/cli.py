@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 from trainers.manifest import CheckFailed, UserError
 
@@ -50,7 +50,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def run(command: Callable[[], int]) -> NoReturn:
     """Run a command's body and leave with its exit status; a UserError is one line on stderr and status 2."""
     # A process manager's TERM is as orderly as Ctrl-C: temporary files go, records stay.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = command()
         sys.stdout.flush()
@@ -66,7 +66,15 @@ def run(command: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # `… | head`: the reader has left, which is no failure of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = OK
+    except OSError as error:  # a full disk, a folder that is a file, a path without permission
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}; check the path, its permissions and free space", file=sys.stderr)
+        status = MISUSED
     sys.exit(status)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def choose(name: str, known: Iterable[str], noun: str) -> str:
@@ -142,15 +150,15 @@ def progress() -> Iterator[Any]:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False) -> None:
-    """Print an aligned table; columns after the first are right-aligned where their name ends with a unit or `%`."""
+    """Print an aligned table; a column marked with `>` is right-aligned."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        name, _, right = column.partition(">")
-        made.add_column(name or right, justify="right" if right else "left", no_wrap=True, overflow="fold")
+        justify: Literal["left", "right"] = "right" if ">" in column else "left"
+        made.add_column(column.replace(">", ""), justify=justify, no_wrap=True, overflow="fold")
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))
     console(stderr).print(made)

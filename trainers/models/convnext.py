@@ -70,8 +70,8 @@ SPEC = ModelSpec(
     recipes={
         "tinyimagenet": Recipe(
             epochs=4,
-            batch_size=64,
-            lr=2e-3,
+            batch_size=32,
+            lr=1e-3,
             weight_decay=0.05,
             label_smoothing=0.1,
             flip=True,
@@ -80,6 +80,8 @@ SPEC = ModelSpec(
             save_every=50,
         ),
         # Mirroring would turn one class's orientation into another's.
-        "synthetic": Recipe(epochs=1, batch_size=32, lr=2e-3, weight_decay=0.05, precision="bf16", channels_last=True),
+        "synthetic": Recipe(
+            steps=72, batch_size=8, lr=1e-3, weight_decay=0.05, precision="bf16", channels_last=True, save_every=36
+        ),
     },
 )
