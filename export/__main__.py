@@ -158,7 +158,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _job(arguments: argparse.Namespace, checkpoint: Checkpoint, source: Path) -> Job:
     from export.pipeline import Job
-    from trainers.dataset import open_dataset, reopen
+    from trainers.open import open_dataset, reopen
 
     if arguments.calibration_data is None:
         data = reopen(

@@ -8,8 +8,8 @@ import torch
 
 from trainers import models
 from trainers.checkpoint import Checkpoint, Metrics, write_weights
-from trainers.dataset import open_dataset
 from trainers.manifest import environment
+from trainers.open import open_dataset
 from trainers.spec import Preprocess
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from trainers import data as sources
-from trainers.dataset import Dataset, open_dataset
+from trainers.dataset import Dataset
+from trainers.open import open_dataset
 
 RANDOM = np.random.default_rng(0)
 

@@ -11,8 +11,9 @@ import pytest
 from datasets import PROCEDURAL, SAMPLES, SHAPES, cifar_files, folder_files, mnist_files, opened, png, write, zipped
 
 from trainers import data as sources
-from trainers.dataset import byte_count, reopen
+from trainers.dataset import byte_count
 from trainers.manifest import UserError
+from trainers.open import reopen
 from trainers.tree import open_tree
 
 

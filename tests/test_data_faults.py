@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from datasets import cifar_files, folder_files, mnist_files, opened, png, tarred, write, zipped
 
-from trainers.dataset import open_dataset
 from trainers.manifest import UserError
+from trainers.open import open_dataset
 
 
 def refused(path: Path | str, folder: Path, shape: tuple[int, int, int] = (3, 32, 32)) -> str:

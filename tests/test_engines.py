@@ -19,7 +19,7 @@ from export.pipeline import Job, export
 from export.precision import PRECISIONS
 from export.variant import Variant
 from trainers import models
-from trainers.dataset import open_dataset
+from trainers.open import open_dataset
 
 pytestmark = pytest.mark.slow
 

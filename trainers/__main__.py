@@ -79,7 +79,8 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
 
     from trainers import train
     from trainers.checkpoint import folder_name
-    from trainers.dataset import byte_count, open_dataset
+    from trainers.dataset import byte_count
+    from trainers.open import open_dataset
 
     device = train.pick_device(arguments.device)
     source = arguments.data.partition(":")[0]

@@ -68,7 +68,8 @@ def run(command: Callable[[], int]) -> NoReturn:
         status = OK
     except OSError as error:  # a full disk, a folder that is a file, a path without permission
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}; check the path, its permissions and free space", file=sys.stderr)
+        reason = error.strerror or error
+        print(f"error: {place}{reason}; check the path, its permissions and free space", file=sys.stderr)
         status = MISUSED
     sys.exit(status)
 
