@@ -188,13 +188,14 @@ def _job(arguments: argparse.Namespace, checkpoint: Checkpoint, source: Path) ->
 
 
 def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) -> list[Variant]:
+    import torch
+
     from export.activations import has_gelu
     from export.plan import Wish, plan
+    from trainers.checkpoint import build
 
-    spec = models.get(job.checkpoint.model)
-    module = spec.build(
-        num_classes=len(job.checkpoint.classes), input_shape=job.checkpoint.input_shape, **job.checkpoint.options
-    )
+    with torch.device("meta"):
+        gelu = has_gelu(build(job.checkpoint))
     wish = Wish(
         exporter=arguments.exporter,
         gelu=arguments.gelu,
@@ -205,7 +206,7 @@ def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) 
         all=arguments.all,
         grid=arguments.grid,
     )
-    return plan(wish, has_gelu(module))
+    return plan(wish, gelu)
 
 
 def _announce(job: Job, variants: list[Variant], json: bool) -> None:

@@ -50,11 +50,9 @@ def _matrix_parameters(checkpoint: Checkpoint) -> int:
     import torch
     from torch import nn
 
-    from trainers import models
+    from trainers.checkpoint import build
 
-    with torch.device("meta"):  # shapes only
-        module = models.get(checkpoint.model).build(
-            num_classes=len(checkpoint.classes), input_shape=checkpoint.input_shape, **checkpoint.options
-        )
+    with torch.device("meta"):
+        module = build(checkpoint)
     layers = (part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Linear))
     return sum(math.prod(layer.weight.shape) for layer in layers)

@@ -102,6 +102,12 @@ def keep_previous(folder: Path, name: str = NAME) -> Path | None:
     return kept
 
 
+def build(record: Checkpoint) -> nn.Module:
+    """The checkpoint's module with fresh weights; under `torch.device("meta")` it has shapes only."""
+    spec = models.get(record.model)
+    return spec.build(num_classes=len(record.classes), input_shape=record.input_shape, **record.options)
+
+
 def load_model(record: Checkpoint, folder: Path) -> nn.Module:
     """Build the checkpoint's module in eval mode on the CPU, with its weights; hash and shapes are checked.
 
@@ -111,9 +117,7 @@ def load_model(record: Checkpoint, folder: Path) -> nn.Module:
     from safetensors.torch import load_file
 
     path = record.weights.verify(folder)
-    module = models.get(record.model).build(
-        num_classes=len(record.classes), input_shape=record.input_shape, **record.options
-    )
+    module = build(record)
     try:
         state = load_file(path)
     except SafetensorError as error:

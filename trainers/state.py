@@ -28,20 +28,21 @@ class TrainingState(Record, frozen=True, kw_only=True):
     recipe: Recipe
     data: DataInfo
     step: int
+    seen: int  # images of the current epoch
     seconds: float
     scaler: dict[str, float]
     files: tuple[File, ...]
 
 
 def save_state(
-    folder: Path, record: dict[str, Any], module: nn.Module, optimizer: optim.Optimizer, totals: Tensor
+    folder: Path, record: dict[str, Any], module: nn.Module, optimizer: optim.Optimizer, sums: Tensor
 ) -> TrainingState:
-    """Write weights, optimizer, running totals and random state; then drop all but the newest two."""
+    """Write weights, optimizer, running sums and random state; then drop all but the newest two."""
     tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         # SGD before its first step has a momentum of None, which is the same as having none.
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if value is not None}
-    tensors |= {"totals": totals, "random": torch.get_rng_state()}
+    tensors |= {"sums": sums, "random": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["random_cuda"] = torch.cuda.get_rng_state()
     path = folder / f"state-{record['step']:08d}.safetensors"
@@ -67,7 +68,7 @@ def newest_state(folder: Path) -> tuple[TrainingState | None, list[str]]:
 
 
 def restore(state: TrainingState, folder: Path, module: nn.Module, optimizer: optim.Optimizer) -> Tensor:
-    """Load the state into module, optimizer and the random generators; returns the running totals."""
+    """Load the state into module, optimizer and the random generators; returns the running sums."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / state.files[0].path)
@@ -81,7 +82,7 @@ def restore(state: TrainingState, folder: Path, module: nn.Module, optimizer: op
     torch.set_rng_state(tensors["random"])
     if "random_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random_cuda"])
-    return tensors["totals"]
+    return tensors["sums"]
 
 
 def clear_states(folder: Path) -> None:

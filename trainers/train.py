@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainers.batches import evaluation_batches, steps_per_epoch, training_batches
+from trainers.batches import Batch, evaluation_batches, steps_per_epoch, training_batches
 from trainers.checkpoint import NAME, Checkpoint, Metrics, keep_previous, write_weights
 from trainers.cli import progress
 from trainers.dataset import Dataset
@@ -26,6 +26,7 @@ from trainers.spec import ModelSpec, Option, Precision, Preprocess, Recipe
 from trainers.state import TrainingState, clear_states, newest_state, restore, save_state
 
 EVALUATION_BATCH = 128
+SHOW_EVERY_S = 2.0  # reading the loss waits for the device, so the bar shows it only now and then
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -35,15 +36,6 @@ class Job(Struct, frozen=True, kw_only=True):
     options: dict[str, Option]
     recipe: Recipe
     input_shape: tuple[int, int, int]
-
-
-@dataclass
-class Progress:
-    """Where the loop stands. `totals` are the epoch's summed loss, hits and images, kept on the device."""
-
-    totals: Tensor
-    step: int = 0
-    seconds: float = 0.0  # of training steps alone, over all resumed parts
 
 
 def pick_device(name: str) -> torch.device:
@@ -70,85 +62,214 @@ def fit(recipe: Recipe, device: torch.device) -> Recipe:
 def train(job: Job, spec: ModelSpec, data: Dataset, device: torch.device, folder: Path, *, resume: bool) -> Checkpoint:
     """Train to the recipe's end and leave `checkpoint.safetensors` and its record in `folder`.
 
-    Raises CheckFailed when the loss stops being finite, UserError when `resume` finds a run with other settings.
+    With `resume` an interrupted run goes on, and a finished one's checkpoint is returned as it is. Raises CheckFailed
+    when the loss stops being finite, UserError when `resume` finds a run with other settings.
     """
-    recipe, split = job.recipe, data.splits["train"]
-    torch.manual_seed(recipe.seed)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    module = spec.build(num_classes=len(data.classes), input_shape=job.input_shape, **job.options)
-    module = module.to(device).to(memory_format=layout)
-    optimizer = make_optimizer(module, recipe)
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-    preprocess = preprocess_for(job, data)
-    at = Progress(totals=torch.zeros(3, device=device, dtype=torch.float64))
-    if resume:
-        done = _resume(job, data, folder, module, optimizer, scaler, at)
-        if done is not None:
-            return done
-    else:
+    run = Run(job, spec, data, device, folder)
+    if not resume:
         clear_states(folder)
-    started_at = at.step
-    per_epoch = steps_per_epoch(split, recipe)
-    steps = recipe.steps or recipe.epochs * per_epoch
-    compiled = cast(nn.Module, torch.compile(module)) if recipe.compile else module
-    score, mean_loss = None, float("nan")
+    elif (done := run.resume()) is not None:
+        return done
+    while run.step < run.steps:
+        score = run.epoch()
+    return run.finish(score)
 
-    def save() -> None:
-        fields: dict[str, Any] = {
-            "model": job.model,
-            "options": job.options,
-            "recipe": recipe,
-            "data": data.info,
-            "step": at.step,
-            "seconds": at.seconds,
-            "scaler": scaler.state_dict() if scaler.is_enabled() else {},
-        }
-        save_state(folder, fields, module, optimizer, at.totals)
 
-    while at.step < steps:
-        epoch, start = divmod(at.step, per_epoch)
-        module.train()
-        end = min(steps, (epoch + 1) * per_epoch)
-        first, clock = at.step, at.seconds
-        batches = training_batches(split, preprocess, recipe, epoch, start, device)
-        for _ in _steps(batches, compiled, optimizer, scaler, recipe, device, steps, at, f"epoch {epoch + 1}", end):
-            if recipe.save_every and at.step % recipe.save_every == 0 and at.step < steps:
-                loss = _mean_loss(at)
-                save()
-                say(
-                    f"step {at.step}/{steps}  loss {loss:.4f}  {1e3 * (at.seconds - clock) / (at.step - first):.1f} "
-                    "ms/step  state saved"
-                )
-        mean_loss = _mean_loss(at)
-        accuracy = 100 * (at.totals[1] / at.totals[2]).item()
-        at.totals.zero_()
-        if at.step < steps:
-            save()
-        score = _test(compiled, data, preprocess, recipe, device)
+class Run:
+    """One training run and where it stands: after `step` of `steps`, `seconds` of them spent in training steps."""
+
+    def __init__(self, job: Job, spec: ModelSpec, data: Dataset, device: torch.device, folder: Path) -> None:
+        self.job, self.data, self.device, self.folder = job, data, device, folder
+        self.recipe = recipe = job.recipe
+        torch.manual_seed(recipe.seed)
+        self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        plain = spec.build(num_classes=len(data.classes), input_shape=job.input_shape, **job.options)
+        self.plain = plain.to(device).to(memory_format=self.layout)
+        self.module = cast(nn.Module, torch.compile(self.plain)) if recipe.compile else self.plain
+        self.optimizer = make_optimizer(self.plain, recipe)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        height, width = job.input_shape[1:]
+        self.preprocess = Preprocess(
+            size=(height, width), resize=min(height, width), mean=data.mean, std=data.std
+        )  # whole images, scaled to the model's size
+        self.per_epoch = steps_per_epoch(data.splits["train"], recipe)
+        self.steps = recipe.steps or recipe.epochs * self.per_epoch
+        self.step, self.seconds = 0, 0.0
+        self.sums = torch.zeros(2, device=device, dtype=torch.float64)  # the epoch's loss and hits, on the device
+        self.seen = 0  # images behind these sums
+        self.train_loss = math.nan
+
+    def epoch(self) -> Score:
+        """Train to the end of the epoch (or of the run), save the state, test, and print a line about it."""
+        number, start = divmod(self.step, self.per_epoch)
+        end = min(self.steps, self.step - start + self.per_epoch)
+        first, clock = self.step, self.seconds
+        batches = training_batches(self.data.splits["train"], self.preprocess, self.recipe, number, start, self.device)
+        self.module.train()
+        self._steps(batches, end, f"epoch {number + 1}")
+        self.train_loss = self._mean_loss()
+        accuracy = 100 * self.sums[1].item() / self.seen
+        pace = 1e3 * (self.seconds - clock) / (self.step - first)
+        self.sums.zero_()
+        self.seen = 0
+        if self.step < self.steps:
+            self._save()
+        score = self._test()
         say(
-            f"epoch {epoch + 1}  step {at.step}/{steps}  loss {mean_loss:.4f}  train {accuracy:.2f}%  "
-            f"{1e3 * (at.seconds - clock) / (at.step - first):.1f} ms/step  test loss {score.loss:.4f}  "
-            f"test {score.top1:.2f}%"
+            f"epoch {number + 1}  step {self.step}/{self.steps}  loss {self.train_loss:.4f}  train {accuracy:.2f}%  "
+            f"{pace:.1f} ms/step  test loss {score.loss:.4f}  test {score.top1:.2f}%"
         )
-    assert score is not None, "a run has at least one step"
-    images = (at.step - started_at) * min(recipe.batch_size, len(split))
-    metrics = Metrics(
-        split="test",
-        images=score.images,
-        loss=score.loss,
-        top1=score.top1,
-        top5=score.top5,
-        train_loss=mean_loss,
-        images_per_second=at.step * min(recipe.batch_size, len(split)) / at.seconds if images else 0.0,
-        peak_memory_bytes=peak_memory(device),
-    )
-    return _finish(job, data, preprocess, module, metrics, folder, at, epochs=-(-at.step // per_epoch))
+        return score
 
+    def finish(self, score: Score) -> Checkpoint:
+        """Write weights, then the record; then the states of the interrupted run have served."""
+        images = self.step * min(self.recipe.batch_size, len(self.data.splits["train"]))
+        metrics = Metrics(
+            split="test",
+            images=score.images,
+            loss=score.loss,
+            top1=score.top1,
+            top5=score.top5,
+            train_loss=self.train_loss,
+            images_per_second=images / self.seconds,
+            peak_memory_bytes=peak_memory(self.device),
+        )
+        keep_previous(self.folder)
+        checkpoint = Checkpoint(
+            model=self.job.model,
+            options=self.job.options,
+            parameters=sum(parameter.numel() for parameter in self.plain.parameters()),
+            input_shape=self.job.input_shape,
+            classes=self.data.classes,
+            preprocess=self.preprocess,
+            data=self.data.info,
+            recipe=self.recipe,
+            epochs=-(-self.step // self.per_epoch),
+            steps=self.step,
+            seconds=self.seconds,
+            metrics=metrics,
+            files=(write_weights(self.plain.state_dict(), self.folder / f"{NAME}.safetensors"),),
+            environment=environment(),
+        )
+        checkpoint.save(self.folder / f"{NAME}.json")
+        clear_states(self.folder)
+        return checkpoint
 
-def preprocess_for(job: Job, data: Dataset) -> Preprocess:
-    """Whole images, scaled to the model's size, normalised by the source's mean and deviation."""
-    height, width = job.input_shape[1:]
-    return Preprocess(size=(height, width), resize=min(height, width), mean=data.mean, std=data.std)
+    def resume(self) -> Checkpoint | None:
+        """Restore the newest whole state; the checkpoint of a finished run is returned instead."""
+        state, complaints = newest_state(self.folder)
+        for complaint in complaints:
+            say(f"note: {complaint}")
+        if state is None:
+            record = self.folder / f"{NAME}.json"
+            finished = Checkpoint.load(record) if record.is_file() else None
+            if finished is not None and not self._differences(finished):
+                say(f"already finished: {record}")
+                return finished
+            say("nothing to resume: training from the start")
+            return None
+        if differences := self._differences(state):
+            raise UserError(
+                f"--resume: the interrupted run had other settings ({'; '.join(differences)}); give the same ones, or "
+                "train afresh without --resume"
+            )
+        self.sums.copy_(restore(state, self.folder, self.plain, self.optimizer))
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.scaler)
+        self.step, self.seconds, self.seen = state.step, state.seconds, state.seen
+        say(f"resumed at step {state.step}")
+        return None
+
+    def _steps(self, batches: Iterator[Batch], end: int, title: str) -> None:
+        """Train up to step `end`; apart from a saved state, nothing here waits for the device."""
+        shown_at = time.monotonic()
+        saved = self.sums.clone(), self.seen
+        with progress() as bars:
+            bar = bars.add_task(title, total=end, completed=self.step)
+            while self.step < end:
+                began = time.perf_counter()
+                self._step(*next(batches))
+                self.seconds += time.perf_counter() - began
+                if time.monotonic() - shown_at > SHOW_EVERY_S:
+                    bars.update(bar, description=f"{title}  loss {self._mean_loss():.3f}")
+                    shown_at = time.monotonic()
+                bars.update(bar, completed=self.step)
+                if self.recipe.save_every and self.step % self.recipe.save_every == 0 and self.step < end:
+                    loss = self._mean_loss(*saved)
+                    self._save()
+                    say(f"step {self.step}/{self.steps}  loss {loss:.4f}  state saved")
+                    saved = self.sums.clone(), self.seen
+            if self.device.type == "cuda":
+                began = time.perf_counter()
+                torch.cuda.synchronize()
+                self.seconds += time.perf_counter() - began
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step, self.steps)
+        with autocast(self.device, self.recipe.precision):
+            logits = self.module(images.contiguous(memory_format=self.layout))
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        self.scaler.scale(loss).backward()
+        if self.recipe.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.plain.parameters(), self.recipe.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        hits = (logits.detach().argmax(1) == labels).sum()
+        self.sums += torch.stack([loss.detach().double() * len(labels), hits.double()])
+        self.seen += len(labels)
+        self.step += 1
+
+    def _mean_loss(self, sums: Tensor | None = None, seen: int = 0) -> float:
+        """The epoch's mean loss so far, or since these earlier sums.
+
+        Raises CheckFailed when it is not finite: such weights are not worth keeping.
+        """
+        total = self.sums[0].item() - (0.0 if sums is None else sums[0].item())
+        loss = total / (self.seen - seen)
+        if not math.isfinite(loss):
+            raise CheckFailed(
+                f"the loss is {loss} at or before step {self.step}; train again with a smaller rate, for example "
+                "--set lr=1e-4, or with --precision fp32"
+            )
+        return loss
+
+    def _save(self) -> None:
+        """Write a training state that `resume` can go on from."""
+        fields: dict[str, Any] = {
+            "model": self.job.model,
+            "options": self.job.options,
+            "recipe": self.recipe,
+            "data": self.data.info,
+            "step": self.step,
+            "seen": self.seen,
+            "seconds": self.seconds,
+            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else {},
+        }
+        save_state(self.folder, fields, self.plain, self.optimizer, self.sums)
+
+    def _test(self) -> Score:
+        split = self.data.splits["test"]
+        with progress() as bars:
+            batches = evaluation_batches(split, self.preprocess, EVALUATION_BATCH, self.device)
+            counted = bars.track(batches, total=-(-len(split) // EVALUATION_BATCH), description="test")
+            return evaluate(self.module, self._laid_out(counted), self.device, self.recipe.precision)
+
+    def _laid_out(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for images, labels in batches:
+            yield images.contiguous(memory_format=self.layout), labels
+
+    def _differences(self, old: TrainingState | Checkpoint) -> list[str]:
+        """What differs between this run and an earlier one, as `name: earlier, now`."""
+        pairs: dict[str, tuple[Any, Any]] = {"model": (old.model, self.job.model)}
+        pairs |= {key: (old.options.get(key), value) for key, value in self.job.options.items()}
+        for key in Recipe.__struct_fields__:
+            if key != "save_every":  # how often a run is saved does not change it
+                pairs[key] = (getattr(old.recipe, key), getattr(self.recipe, key))
+        other_images = ["data: other images"] if old.data.splits != self.data.info.splits else []
+        return other_images + [f"{key}: {was}, now {now}" for key, (was, now) in pairs.items() if was != now]
 
 
 def say(line: str) -> None:
@@ -162,174 +283,3 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024  # Linux counts kilobytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _steps(
-    batches: Iterator[tuple[Tensor, Tensor]],
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    recipe: Recipe,
-    device: torch.device,
-    steps: int,
-    at: Progress,
-    title: str,
-    end: int,
-) -> Iterator[None]:
-    """Run the epoch's steps up to `end`, yielding after each; nothing here waits for the device."""
-    shown_at = time.monotonic()
-    with progress() as bars:
-        bar = bars.add_task(title, total=end, completed=at.step)
-        while at.step < end:
-            began = time.perf_counter()
-            images, labels = next(batches)
-            _step(module, optimizer, scaler, recipe, device, images, labels, steps, at)
-            at.step += 1
-            at.seconds += time.perf_counter() - began
-            if time.monotonic() - shown_at > 2:  # now and then, since reading the loss waits for the device
-                bars.update(bar, description=f"{title}  loss {_mean_loss(at):.3f}")
-                shown_at = time.monotonic()
-            bars.update(bar, completed=at.step)
-            yield
-        if device.type == "cuda":
-            began = time.perf_counter()
-            torch.cuda.synchronize()
-            at.seconds += time.perf_counter() - began
-
-
-def _step(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    recipe: Recipe,
-    device: torch.device,
-    images: Tensor,
-    labels: Tensor,
-    steps: int,
-    at: Progress,
-) -> None:
-    if recipe.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, at.step, steps)
-    with autocast(device, recipe.precision):
-        logits = module(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-    scaler.scale(loss).backward()
-    if recipe.clip_norm:
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(module.parameters(), recipe.clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    count = len(labels)
-    hits = (logits.detach().argmax(1) == labels).sum()
-    at.totals += torch.stack([loss.detach().double() * count, hits.double(), at.totals.new_tensor(count)])
-
-
-def _mean_loss(at: Progress) -> float:
-    """The epoch's mean loss so far. Raises CheckFailed when it is not finite: such weights are not worth keeping."""
-    loss = (at.totals[0] / at.totals[2]).item()
-    if not abs(loss) < float("inf"):
-        raise CheckFailed(
-            f"the loss is {loss} at or before step {at.step}; train again with a smaller rate, for "
-            "example --set lr=1e-4, or with --precision fp32"
-        )
-    return loss
-
-
-def _test(module: nn.Module, data: Dataset, preprocess: Preprocess, recipe: Recipe, device: torch.device) -> Score:
-    split = data.splits["test"]
-    with progress() as bars:
-        batches = evaluation_batches(split, preprocess, EVALUATION_BATCH, device)
-        counted = bars.track(batches, total=-(-len(split) // EVALUATION_BATCH), description="test")
-        return evaluate(module, _laid_out(counted, recipe), device, recipe.precision)
-
-
-def _laid_out(batches: Iterator[tuple[Tensor, Tensor]], recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    for images, labels in batches:
-        yield images.contiguous(memory_format=layout), labels
-
-
-def _resume(
-    job: Job,
-    data: Dataset,
-    folder: Path,
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    at: Progress,
-) -> Checkpoint | None:
-    """Restore the newest whole state; a finished run's checkpoint is returned instead."""
-    state, complaints = newest_state(folder)
-    for complaint in complaints:
-        say(f"note: {complaint}")
-    if state is None:
-        record = folder / f"{NAME}.json"
-        finished = Checkpoint.load(record) if record.is_file() else None
-        if finished is not None and not _differences(job, data, finished):
-            say(f"already finished: {record}")
-            return finished
-        say("nothing to resume: training from the start")
-        return None
-    differences = _differences(job, data, state)
-    if differences:
-        raise UserError(
-            f"--resume: the interrupted run had other settings ({'; '.join(differences)}); "
-            "give the same ones, or train afresh without --resume"
-        )
-    at.totals.copy_(restore(state, folder, module, optimizer))
-    if scaler.is_enabled():
-        scaler.load_state_dict(state.scaler)
-    at.step, at.seconds = state.step, state.seconds
-    say(f"resumed at step {state.step}")
-    return None
-
-
-def _differences(job: Job, data: Dataset, old: TrainingState | Checkpoint) -> list[str]:
-    """What differs between this run and an earlier one, as `name: earlier, now`."""
-    pairs: dict[str, tuple[Any, Any]] = {"model": (old.model, job.model), "data": (old.data.splits, data.info.splits)}
-    pairs |= {key: (old.options.get(key), value) for key, value in job.options.items()}
-    for key in Recipe.__struct_fields__:
-        if key != "save_every":  # how often a run is saved does not change it
-            pairs[key] = (getattr(old.recipe, key), getattr(job.recipe, key))
-    return [
-        f"{key}: other images" if key == "data" else f"{key}: {before}, now {now}"
-        for key, (before, now) in pairs.items()
-        if before != now
-    ]
-
-
-def _finish(
-    job: Job,
-    data: Dataset,
-    preprocess: Preprocess,
-    module: nn.Module,
-    metrics: Metrics,
-    folder: Path,
-    at: Progress,
-    epochs: int,
-) -> Checkpoint:
-    """Write weights, then the record; then the interrupted-run states have served."""
-    keep_previous(folder)
-    weights = write_weights(module.state_dict(), folder / f"{NAME}.safetensors")
-    checkpoint = Checkpoint(
-        model=job.model,
-        options=job.options,
-        parameters=sum(p.numel() for p in module.parameters()),
-        input_shape=job.input_shape,
-        classes=data.classes,
-        preprocess=preprocess,
-        data=data.info,
-        recipe=job.recipe,
-        epochs=epochs,
-        steps=at.step,
-        seconds=at.seconds,
-        metrics=metrics,
-        files=(weights,),
-        environment=environment(),
-    )
-    checkpoint.save(folder / f"{NAME}.json")
-    clear_states(folder)
-    return checkpoint

@@ -71,7 +71,9 @@ SPEC = ModelSpec(
         "tinyimagenet": Recipe(
             epochs=4,
             batch_size=32,
-            lr=1e-3,
+            lr=5e-4,
+            warmup=0.1,
+            clip_norm=1.0,
             weight_decay=0.05,
             label_smoothing=0.1,
             flip=True,
