@@ -62,6 +62,23 @@ def test_onnxruntime_runs_it(folder: Path, model: str, exporter: str, precision:
     assert logits.std(axis=0).max() > 1e-3
 
 
+@pytest.mark.parametrize("model", models.names())
+def test_onnxruntime_computes_every_convolution_in_integers(folder: Path, tmp_path: Path, model: str) -> None:
+    """A pair that it does not like leaves a convolution in float, without a word: its optimised graph shows it."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    path = file_of(folder, model, "dynamo", "int8", "cpu")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    before = [node.op_type for node in onnx.load(path).graph.node]
+    after = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert after.count("QLinearConv") == before.count("Conv") > 0
+    assert not {"Conv", "FusedConv"} & set(after)
+
+
 @pytest.mark.parametrize(("model", "exporter", "precision"), BUILT)
 def test_tensorrt_builds_it(folder: Path, model: str, exporter: str, precision: str) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="install the tensorrt-rtx extra to meet TensorRT's compiler")
