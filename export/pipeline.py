@@ -22,7 +22,7 @@ from export.precision import PRECISIONS, Conversion, Tolerance, convert
 from export.variant import OPSET, Calibration, Variant
 from trainers.checkpoint import Checkpoint, load_model
 from trainers.dataset import Dataset
-from trainers.manifest import CheckFailed, File, UserError, environment, link_or_copy
+from trainers.manifest import PROGRAM, CheckFailed, File, UserError, environment, link_or_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +115,7 @@ def _reuse(job: Job, variant: Variant, name: str) -> Artifact | None:
         return None  # it cannot be trusted, so it is made again
     same = (
         record.variant == variant
+        and record.environment.packages.get(PROGRAM) == environment().packages.get(PROGRAM)  # its recipes may differ
         and record.parents[0].sha256 == job.checkpoint.weights.sha256
         and record.parity.images == len(job.verification.indices)
         and record.parity.verified_on == job.verification.key

@@ -25,7 +25,9 @@ import msgspec
 
 R = TypeVar("R", bound="Record")
 
+PROGRAM = "fastform"
 PACKAGES = (
+    PROGRAM,
     "torch",
     "torchvision",
     "numpy",

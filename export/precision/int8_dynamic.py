@@ -12,14 +12,11 @@ if TYPE_CHECKING:
 
 def convert(source: Path, destination: Path, conversion: Conversion) -> None:
     """Write the dynamically quantized form of an fp32 ONNX file."""
-    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    model = onnx.load(source)
-    # Shapes recorded by the dynamo exporter clash with those that the quantizer infers.
-    del model.graph.value_info[:]
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
-        bare = Path(folder) / "bare.onnx"
-        onnx.save(model, bare)
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         # ONNX Runtime's ConvInteger takes unsigned weights only.
-        quantize_dynamic(str(bare), str(destination), weight_type=QuantType.QUInt8)
+        quantize_dynamic(str(prepared), str(destination), weight_type=QuantType.QUInt8)
