@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainers.manifest import CheckFailed
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -64,6 +66,15 @@ class Conversion:
 
 
 def convert(name: str, source: Path, destination: Path, conversion: Conversion) -> None:
-    """Write `source` (fp32 ONNX) to `destination` in the precision `name`."""
+    """Write `source` (fp32 ONNX) to `destination` in the precision `name`.
+
+    Raises CheckFailed with the quantizer's own reason when it cannot take the graph.
+    """
+    import onnx
+
     module = importlib.import_module(f"{__name__}.{PRECISIONS[name].module}")
-    module.convert(source, destination, conversion)
+    try:
+        module.convert(source, destination, conversion)
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckFailed(f"{destination.stem}: {name} cannot be made of this graph: {reason}") from error

@@ -65,7 +65,7 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
             # products in float.
             settings["op_types_to_quantize"] = MATRIX_OPS
         if conversion.target == "cpu":
-            settings["nodes_to_exclude"] = _without_integer_kernel(graph)
+            settings["nodes_to_exclude"] = without_integer_kernel(graph)
         quantize_static(
             str(prepared),
             str(destination),
@@ -77,7 +77,7 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
         )
 
 
-def _without_integer_kernel(graph: onnx.GraphProto) -> list[str]:
+def without_integer_kernel(graph: onnx.GraphProto) -> list[str]:
     """Grouped convolutions with a channel multiplier: ONNX Runtime runs their int8 form group by group.
 
     On a ConvNeXt whose depthwise convolutions widen by 4 that is several times slower than the float kernel.

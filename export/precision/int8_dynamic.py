@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +13,24 @@ if TYPE_CHECKING:
 
 def convert(source: Path, destination: Path, conversion: Conversion) -> None:
     """Write the dynamically quantized form of an fp32 ONNX file."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    from export.precision.int8 import without_integer_kernel
+
+    model = onnx.load(source)
+    # Shapes recorded by the dynamo exporter clash with those that the quantizer infers.
+    del model.graph.value_info[:]
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        # ONNX Runtime's ConvInteger takes unsigned weights only.
-        quantize_dynamic(str(prepared), str(destination), weight_type=QuantType.QUInt8)
+        bare = Path(folder) / "bare.onnx"
+        onnx.save(model, bare)
+        logging.disable(logging.WARNING)  # it asks for a pre-processing that trips over the same shapes
+        try:
+            quantize_dynamic(
+                str(bare),
+                str(destination),
+                weight_type=QuantType.QUInt8,  # ONNX Runtime's ConvInteger takes unsigned weights only
+                nodes_to_exclude=without_integer_kernel(model.graph),
+            )
+        finally:
+            logging.disable(logging.NOTSET)
