@@ -15,7 +15,6 @@ from trainers.manifest import UserError
 if TYPE_CHECKING:
     import onnxruntime
 
-BATCH = 32  # images a run; the exporters traced another batch
 SINGLES = 8  # images that are also run alone
 
 

@@ -165,7 +165,8 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
     else:
         logits, single = parity.run(path, reference.images(job.verification, title=path.stem), variant.batch)
         tolerance = PRECISIONS[variant.precision].tolerance
-    batches = tuple(sorted({1, parity.BATCH})) if len(single) else (variant.batch or reference.BATCH,)
+    size = variant.batch or min(reference.BATCH, len(job.verification.indices))
+    batches = (1, size) if len(single) else (size,)
     return parity.compare(
         logits,
         single,

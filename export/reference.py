@@ -7,6 +7,7 @@ worker without torch can check the outputs that it times.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from trainers.spec import Preprocess
 
 REFERENCE = "reference.safetensors"
 REFERENCE_IMAGES = 64
-BATCH = 32
+BATCH = 32  # images a run; the exporters traced another batch
 SUBSET_SEED = 0
 
 
@@ -48,11 +49,6 @@ class Verification:
         digest.update(repr(self.preprocess).encode())
         return digest.hexdigest()
 
-    def batches(self, count: int | None = None) -> list[tuple[int, int]]:
-        """(start, end) of each batch, for progress."""
-        total = len(self.indices) if count is None else count
-        return [(start, min(start + BATCH, total)) for start in range(0, total, BATCH)]
-
 
 def choose_images(split: Split, preprocess: Preprocess, count: int | None) -> Verification:
     """A fixed, seeded subset of `count` images (None: all), in the split's order."""
@@ -65,11 +61,13 @@ def choose_images(split: Split, preprocess: Preprocess, count: int | None) -> Ve
     return Verification(split=split, indices=indices, preprocess=preprocess)
 
 
-def images(verification: Verification, indices: np.ndarray | None = None, title: str = "verify"):  # type: ignore[no-untyped-def]
-    """The verification images as float32 (N, C, H, W) numpy batches, with a progress bar."""
-    chosen = verification.indices if indices is None else indices
-    batches = evaluation_batches(verification.split, verification.preprocess, BATCH, torch.device("cpu"), chosen)
-    for batch, _ in track(batches, title, total=-(-len(chosen) // BATCH)):
+def images(verification: Verification, title: str = "verify") -> Iterator[np.ndarray]:
+    """The chosen images as float32 (N, C, H, W) batches, with a progress bar."""
+    count = -(-len(verification.indices) // BATCH)
+    batches = evaluation_batches(
+        verification.split, verification.preprocess, BATCH, torch.device("cpu"), verification.indices
+    )
+    for batch, _ in track(batches, title, total=count):
         yield np.ascontiguousarray(batch.numpy())
 
 

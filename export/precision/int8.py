@@ -38,7 +38,7 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Reader(CalibrationDataReader):  # type: ignore[misc]
+class Reader(CalibrationDataReader):
     """Hands image batches to ONNX Runtime's calibrator, one at a time."""
 
     def __init__(self, name: str, images: Iterator[np.ndarray]) -> None:
