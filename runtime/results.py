@@ -30,7 +30,7 @@ class Subject(Struct, frozen=True, kw_only=True):
     @property
     def is_exact_fp32(self) -> bool:
         """The checkpoint's own arithmetic."""
-        return self.variant is not None and self.variant.precision == "fp32" and self.variant.gelu in (None, "exact")
+        return self.variant is not None and self.variant.precision == "fp32" and self.variant.gelu == "exact"
 
 
 class Cell(Struct, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ def succeed(*arguments: object, cwd: Path | None = None, timeout: float = 300) -
     return done
 
 
-def refuse(*arguments: object, cwd: Path | None = None, says: str) -> None:
+def expect_refusal(*arguments: object, cwd: Path | None = None, says: str) -> None:
     """The command must end with status 2 and a last line on stderr that holds `says`; no traceback."""
     done = run(*arguments, cwd=cwd)
     assert done.returncode == 2, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from commands import refuse, run, succeed
+from commands import expect_refusal, run, succeed
 
 from export import parity
 from export.activations import ACTIVATIONS, swap_gelu
@@ -156,7 +156,7 @@ def test_calibration_images_of_one_colour_are_refused(artifacts: Path, tmp_path:
         folder.mkdir(parents=True)
         for index in range(3):
             Image.new("L", (28, 28), 128).save(folder / f"{index}.png")
-    refuse(
+    expect_refusal(
         "export", "simplecnn", "--quantize", "--calibration-data", tmp_path / "grey", "--artifacts", artifacts,
         "--output", tmp_path / "out", says="all one colour",
     )  # fmt: skip
@@ -181,7 +181,7 @@ def test_calibration_images_of_one_colour_are_refused(artifacts: Path, tmp_path:
 )
 def test_bad_input_gets_one_line(artifacts: Path, arguments: tuple[str, ...], says: str) -> None:
     before = sorted(path.name for path in (artifacts / "simplecnn").iterdir())
-    refuse("export", *arguments, "--artifacts", artifacts, says=says)
+    expect_refusal("export", *arguments, "--artifacts", artifacts, says=says)
     assert sorted(path.name for path in (artifacts / "simplecnn").iterdir()) == before
 
 

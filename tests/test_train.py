@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import refuse, run, succeed
+from commands import expect_refusal, run, succeed
 
 from trainers.batches import augment
 from trainers.checkpoint import Checkpoint, load_model
@@ -110,7 +110,7 @@ def test_ctrl_c_leaves_nothing_broken(tmp_path: Path) -> None:
     for state in folder.glob("state-*.json"):
         assert state.with_suffix(".safetensors").exists()
     assert not list(folder.glob(".*"))
-    refuse(*command[2:], "--seed", 5, "--resume", says="seed: 0, now 5")
+    expect_refusal(*command[2:], "--seed", 5, "--resume", says="seed: 0, now 5")
 
 
 def test_a_loss_that_is_no_number_fails(tmp_path: Path) -> None:
@@ -136,20 +136,20 @@ def test_a_loss_that_is_no_number_fails(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_gets_one_line(tmp_path: Path, flags: tuple[str, ...], says: str) -> None:
-    refuse("trainers", *flags, "--artifacts", tmp_path / "out", says=says)
+    expect_refusal("trainers", *flags, "--artifacts", tmp_path / "out", says=says)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_a_file_gets_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    refuse("trainers", "simplecnn", "--steps", 1, "--artifacts", tmp_path / "file", says="Not a directory")
+    expect_refusal("trainers", "simplecnn", "--steps", 1, "--artifacts", tmp_path / "file", says="Not a directory")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_cuda_that_is_not_there_is_said(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA GPU")
-    refuse("trainers", "simplecnn", "--device", "cuda", "--artifacts", tmp_path, says="no CUDA GPU")
+    expect_refusal("trainers", "simplecnn", "--device", "cuda", "--artifacts", tmp_path, says="no CUDA GPU")
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from trainers.manifest import UserError
 # A compressed tar is told by its first bytes.
 OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open}
 BLOCK = 512  # bytes of a tar's unit
+# NotImplementedError is how zipfile refuses a compression method that it does not know.
 BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError)
 
 
