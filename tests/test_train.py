@@ -113,6 +113,47 @@ def test_ctrl_c_leaves_nothing_broken(tmp_path: Path) -> None:
     expect_refusal(*command[2:], "--seed", 5, "--resume", says="seed: 0, now 5")
 
 
+def test_ctrl_c_saves_the_step_and_resuming_gives_the_same_bytes(tmp_path: Path) -> None:
+    """With averaged weights, gradient accumulation, erasing and two image sizes: nothing of it may be lost."""
+    flags = [
+        "convnext", "--device", "cpu", "--batch-size", "4", "--set", "sizes=32:0.02,64:0.02", "--set", "ema=0.9",
+        "--set", "accumulate=2", "--set", "erase=0.5", "--set", "save_every=8", "--precision", "fp32",
+    ]  # fmt: skip
+    whole = succeed("trainers", *flags, "--artifacts", tmp_path / "whole")
+    assert "images of 64 px" in whole.stderr
+    folder = tmp_path / "cut" / "convnext"
+    command = [sys.executable, "-m", "trainers", *flags, "--artifacts", str(tmp_path / "cut")]
+    victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while victim.poll() is None and not list(folder.glob("state-*.json")):
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGTERM)
+    said = victim.communicate(timeout=120)[1]
+    assert victim.returncode == 130, said
+    assert "state saved" in said
+    done = succeed(*command[2:], "--resume")
+    assert "resumed at step" in done.stderr
+    first, second = (Checkpoint.load(tmp_path / name / "convnext" / "checkpoint.json") for name in ("whole", "cut"))
+    assert first.weights == second.weights
+    assert [point.size for point in second.curve] == [32, 64]
+    assert first.input_shape == (3, 64, 64)
+    assert load_model(second, folder)
+
+
+def test_accumulation_is_the_same_step_in_parts(tmp_path: Path) -> None:
+    flags = ("--steps", 5, "--precision", "fp32", "--set", "optimizer=sgd")
+    whole = load_model(trained(tmp_path / "a", *flags), tmp_path / "a" / "simplecnn")
+    parts = load_model(trained(tmp_path / "b", *flags, "--set", "accumulate=4"), tmp_path / "b" / "simplecnn")
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["init=kaiming", "init=xavier", "init=trunc_normal", "clip_value=0.01", "ema=0.5"])
+def test_settings_of_the_recipe_change_the_weights(tmp_path: Path, setting: str) -> None:
+    plain = trained(tmp_path / "plain", "--steps", 3)
+    other = trained(tmp_path / "other", "--steps", 3, "--set", setting)
+    assert plain.weights.sha256 != other.weights.sha256
+
+
 def test_a_loss_that_is_no_number_fails(tmp_path: Path) -> None:
     done = run("trainers", "simplecnn", "--artifacts", tmp_path, "--set", "lr=1e30", "--epochs", 1, "--device", "cpu")
     assert done.returncode == 1
@@ -127,11 +168,16 @@ def test_a_loss_that_is_no_number_fails(tmp_path: Path) -> None:
         (("simplecnn", "--set", "lr"), "not key=value"),
         (("simplecnn", "--set", "lr=fast"), "Expected `float`"),
         (("simplecnn", "--set", "learning_rate=1"), "unknown setting"),
-        (("simplecnn", "--epochs", "0"), "positive number"),
+        (("simplecnn", "--epochs", "0"), "not above 0"),
         (("simplecnn", "--epochs", "1", "--steps", "1"), "not allowed with"),
         (("simplecnn", "--epochs", "1", "--set", "epochs=2"), "give it once"),
         (("simplecnn", "--data", "no/such/folder"), "no/such/folder"),
         (("convnext", "--set", "size=50"), "multiples of 32"),
+        (("convnext", "--set", "sizes=64"), "not size:epochs"),
+        (("convnext", "--set", "sizes=64:1", "--epochs", "1"), "leave out epochs"),
+        (("simplecnn", "--set", "sizes=28:1"), "images of one size"),
+        (("simplecnn", "--set", "accumulate=3"), "equal parts"),
+        (("simplecnn", "--recipe", "slow"), "unknown recipe"),
         (("simplecnn", "--name", "///"), "no usable folder name"),
     ],
 )
@@ -171,6 +217,26 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
     assert rates[-1] < 0.001
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "onecycle"])
+def test_every_schedule_peaks_where_it_should(schedule: str) -> None:
+    recipe = Recipe(lr=1.0, warmup=0.25, schedule=schedule)
+    rates = np.array([learning_rate(recipe, step, 100) for step in range(100)])
+    assert rates.max() == pytest.approx(1.0, abs=1e-9)
+    assert np.all(np.diff(rates[:25]) > 0)
+    assert rates[0] < 0.05
+    assert rates[-1] == 1.0 if schedule == "constant" else rates[-1] < 0.02
+    if schedule == "onecycle":
+        module = torch.nn.Linear(1, 1)
+        optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+        theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=101, pct_start=26 / 101)
+        expected = []
+        for _ in range(100):
+            expected.append(theirs.get_last_lr()[0])
+            optimizer.step()
+            theirs.step()
+        np.testing.assert_allclose(rates, expected, atol=0.02)
+
+
 def test_norms_and_biases_are_not_decayed() -> None:
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.LayerNorm([4, 8, 8]), torch.nn.BatchNorm2d(4))
     decayed, spared = make_optimizer(module, Recipe()).param_groups
@@ -196,3 +262,14 @@ def test_augmentation_moves_each_image_by_its_own_draw() -> None:
     assert moved.shape == images.shape
     assert len({bytes(image.numpy()) for image in moved}) > 20
     assert torch.equal(augment(images, Recipe(), generator), images)
+
+
+def test_erasing_blanks_a_rectangle_in_some_images() -> None:
+    images = torch.full((400, 20, 20, 3), 7, dtype=torch.uint8)
+    blanked = augment(images, Recipe(erase=0.5), torch.Generator().manual_seed(0)) != 7
+    assert torch.equal(blanked[..., 0], blanked[..., 2])
+    shares = blanked[..., 0].float().mean((1, 2))
+    assert 0.4 < (shares > 0).float().mean() < 0.6
+    assert shares.max() < 0.4
+    for mask in blanked[..., 0]:
+        assert mask.sum() == mask.any(1).sum() * mask.any(0).sum()

@@ -35,8 +35,9 @@ def parser() -> cli.Parser:
         "(default: synthetic)",
     )
     length = made.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=cli.positive, metavar="N", help="passes over the training split")
+    length.add_argument("--epochs", type=_above_zero, metavar="N", help="passes over the training split")
     length.add_argument("--steps", type=cli.positive, metavar="N", help="optimizer steps, instead of epochs")
+    made.add_argument("--recipe", default="default", metavar="NAME", help="default, or one of the model's own: fast")
     made.add_argument("--batch-size", type=cli.positive, metavar="B", help="images a step")
     made.add_argument(
         "--precision",
@@ -65,6 +66,16 @@ def parser() -> cli.Parser:
     return made
 
 
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+_above_zero.__name__ = "number above 0"  # argparse names the type in its message
+
+
 def main() -> int:
     arguments = parser().parse_args()
     checkpoint = run(arguments)
@@ -84,7 +95,9 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
 
     device = train.pick_device(arguments.device)
     source = arguments.data.partition(":")[0]
-    options, _ = spec.configure(settings, spec.recipe(source))  # before any data is read: mistakes come first
+    options, _ = spec.configure(
+        settings, spec.recipe(source, arguments.recipe)
+    )  # before any data is read: mistakes come first
     folder = arguments.artifacts / folder_name(arguments.name or arguments.model)
     data = open_dataset(
         arguments.data,
@@ -94,7 +107,7 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
         cache=arguments.cache,
         pack_limit=byte_count(arguments.pack_limit) if arguments.pack_limit else None,
     )
-    options, recipe = spec.configure(settings, train.fit(spec.recipe(data.info.name), device))
+    options, recipe = spec.configure(settings, train.fit(spec.recipe(data.info.name, arguments.recipe), device))
     job = train.Job(model=arguments.model, options=options, recipe=recipe, input_shape=spec.shape(options))
     counts = ", ".join(f"{name} {len(split)}" for name, split in data.splits.items())
     train.say(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from trainers import models
 from trainers.dataset import DataInfo
@@ -34,8 +34,21 @@ class Metrics(Struct, frozen=True, kw_only=True):
     peak_memory_bytes: int
 
 
+class Point(Struct, frozen=True, kw_only=True):
+    """A point of the training curve: accuracies in percent after so many steps and seconds of training."""
+
+    step: int
+    seconds: float
+    size: int  # pixels: height of the images trained on
+    train_loss: float
+    test_loss: float
+    test_top1: float
+
+
 class Checkpoint(Record, frozen=True, kw_only=True):
     """Weights, and everything needed to use them again."""
+
+    SCHEMA: ClassVar[int] = 2  # 2: recipes with image sizes and averaged weights; `curve`
 
     model: str
     options: dict[str, Option]
@@ -51,6 +64,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     metrics: Metrics
     files: tuple[File, ...]
     environment: Environment
+    curve: tuple[Point, ...] = ()
 
     @property
     def weights(self) -> File:

@@ -33,11 +33,26 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> optim.Optimizer:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """Linear warm-up to `recipe.lr`, then a cosine to zero: one cycle over `steps` (after Smith, 2018).
+    """The rate at `step` of `steps`: up to `recipe.lr` during the warm-up, then down by the schedule.
 
+    `cosine` and `linear` rise from zero in a straight line and fall to zero; `constant` stays at the peak; `onecycle`
+    rises from lr/25 and falls to lr/10,000, both along a cosine (Smith and Topin, 2018, as PyTorch's OneCycleLR).
     A function of the step alone, so that a resumed run needs no scheduler state.
     """
     rise = max(1, round(recipe.warmup * steps))
+    if recipe.schedule == "onecycle":
+        low, last = recipe.lr / 25, recipe.lr / 1e4
+        if step < rise:
+            return low + (recipe.lr - low) * _ease(step / rise)
+        return recipe.lr + (last - recipe.lr) * _ease((step - rise) / max(1, steps - rise - 1))
     if step < rise:
         return recipe.lr * (step + 1) / rise
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    if recipe.schedule == "constant":
+        return recipe.lr
+    share = (step - rise) / max(1, steps - rise)
+    return recipe.lr * (1 - (share if recipe.schedule == "linear" else _ease(share)))
+
+
+def _ease(share: float) -> float:
+    """From 0 to 1 along half a cosine."""
+    return 0.5 * (1 - math.cos(math.pi * share))

@@ -7,12 +7,12 @@ run killed while it writes one still has the other.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor
 
-from trainers.checkpoint import write_weights
+from trainers.checkpoint import Point, write_weights
 from trainers.dataset import DataInfo
 from trainers.manifest import File, Record, UserError
 from trainers.spec import Option, Recipe
@@ -23,6 +23,8 @@ KEPT = 2
 class TrainingState(Record, frozen=True, kw_only=True):
     """Where a run stands after `step` optimizer steps."""
 
+    SCHEMA: ClassVar[int] = 2  # 2: recipes with image sizes and averaged weights; `leg`, `curve`
+
     model: str
     options: dict[str, Option]
     recipe: Recipe
@@ -31,18 +33,14 @@ class TrainingState(Record, frozen=True, kw_only=True):
     seen: int  # images of the current epoch
     seconds: float
     scaler: dict[str, float]
+    leg: int = 0  # which of the recipe's image sizes is being trained at
+    curve: tuple[Point, ...] = ()
     files: tuple[File, ...]
 
 
-def save_state(
-    folder: Path, record: dict[str, Any], module: nn.Module, optimizer: optim.Optimizer, sums: Tensor
-) -> TrainingState:
-    """Write weights, optimizer, running sums and random state; then drop all but the newest two."""
-    tensors = {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        # SGD before its first step has a momentum of None, which is the same as having none.
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if value is not None}
-    tensors |= {"sums": sums, "random": torch.get_rng_state()}
+def save_state(folder: Path, record: dict[str, Any], tensors: dict[str, Tensor]) -> TrainingState:
+    """Write the run's tensors and the random state; then drop all but the newest two."""
+    tensors = tensors | {"random": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["random_cuda"] = torch.cuda.get_rng_state()
     path = folder / f"state-{record['step']:08d}.safetensors"
@@ -67,22 +65,15 @@ def newest_state(folder: Path) -> tuple[TrainingState | None, list[str]]:
     return None, complaints
 
 
-def restore(state: TrainingState, folder: Path, module: nn.Module, optimizer: optim.Optimizer) -> Tensor:
-    """Load the state into module, optimizer and the random generators; returns the running sums."""
+def load_tensors(state: TrainingState, folder: Path) -> dict[str, Tensor]:
+    """The state's tensors; the random generators are set to where they stood."""
     from safetensors.torch import load_file
 
     tensors = load_file(folder / state.files[0].path)
-    module.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    held: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            held.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["random"])
     if "random_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random_cuda"])
-    return tensors["sums"]
+    return tensors
 
 
 def clear_states(folder: Path) -> None:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.allocator import keep_freed_memory
 from trainers.batches import Batch, evaluation_batches, steps_per_epoch, training_batches
-from trainers.checkpoint import NAME, Checkpoint, Metrics, keep_previous, write_weights
+from trainers.checkpoint import NAME, Checkpoint, Metrics, Point, keep_previous, write_weights
 from trainers.cli import progress
 from trainers.dataset import Dataset
-from trainers.evaluate import Score, autocast, evaluate
+from trainers.evaluate import Score, evaluate
+from trainers.initialise import initialise
+from trainers.interrupt import deferred
+from trainers.learner import Learner, resized
 from trainers.manifest import CheckFailed, Struct, UserError, environment
-from trainers.optim import learning_rate, make_optimizer
-from trainers.spec import ModelSpec, Option, Precision, Preprocess, Recipe
-from trainers.state import TrainingState, clear_states, newest_state, restore, save_state
+from trainers.optim import learning_rate
+from trainers.spec import ModelSpec, Option, Precision, Preprocess, Recipe, legs_of
+from trainers.state import TrainingState, clear_states, load_tensors, newest_state, save_state
 
 EVALUATION_BATCH = 128
 SHOW_EVERY_S = 2.0  # reading the loss waits for the device, so the bar shows it only now and then
@@ -48,12 +53,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def fit(recipe: Recipe, device: torch.device) -> Recipe:
-    """A default recipe, fitted to the device: compiled on a GPU, bf16 only where the hardware computes it."""
+    """A default recipe, fitted to the device.
+
+    On a GPU: compiled, and without the rewrites, which were made for CPUs. bf16 only where the hardware computes it.
+    """
     precision: Precision = recipe.precision
     if device.type == "cuda":
         if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             precision = "fp16"
-        return msgspec.structs.replace(recipe, precision=precision, compile=True)
+        return msgspec.structs.replace(recipe, precision=precision, compile=True, rewrites="none")
     if precision == "bf16" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         precision = "fp32"
     return msgspec.structs.replace(recipe, precision=precision)
@@ -79,33 +87,39 @@ class Run:
     """One training run and where it stands: after `step` of `steps`, `seconds` of them spent in training steps."""
 
     def __init__(self, job: Job, spec: ModelSpec, data: Dataset, device: torch.device, folder: Path) -> None:
-        self.job, self.data, self.device, self.folder = job, data, device, folder
+        self.job, self.spec, self.data, self.device, self.folder = job, spec, data, device, folder
         self.recipe = recipe = job.recipe
+        if recipe.keep_memory and device.type == "cpu":
+            keep_freed_memory()
+        if recipe.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+            torch.use_deterministic_algorithms(True)
         torch.manual_seed(recipe.seed)
-        self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        plain = spec.build(num_classes=len(data.classes), input_shape=job.input_shape, **job.options)
-        self.plain = plain.to(device).to(memory_format=self.layout)
-        self.module = cast(nn.Module, torch.compile(self.plain)) if recipe.compile else self.plain
-        self.optimizer = make_optimizer(self.plain, recipe)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        height, width = job.input_shape[1:]
-        self.preprocess = Preprocess(
-            size=(height, width), resize=min(height, width), mean=data.mean, std=data.std
-        )  # whole images, scaled to the model's size
         self.per_epoch = steps_per_epoch(data.splits["train"], recipe)
-        self.steps = recipe.steps or recipe.epochs * self.per_epoch
-        self.step, self.seconds = 0, 0.0
+        sizes = legs_of(recipe)
+        self.sizes = [leg.size for leg in sizes] or [job.input_shape[1]]
+        lengths = [leg.epochs for leg in sizes] or [recipe.epochs]
+        steps = [recipe.steps] if recipe.steps else [max(1, round(epochs * self.per_epoch)) for epochs in lengths]
+        self.ends = list(itertools.accumulate(steps))  # the last step of each leg
+        self.steps = self.ends[-1]
+        self.step, self.seconds, self.leg = 0, 0.0, 0
+        plain = self._build(self._shape(0))
+        initialise(plain, recipe.init)
+        self._learn(plain)
         self.sums = torch.zeros(2, device=device, dtype=torch.float64)  # the epoch's loss and hits, on the device
         self.seen = 0  # images behind these sums
         self.train_loss = math.nan
+        self.curve: list[Point] = []
 
     def epoch(self) -> Score:
-        """Train to the end of the epoch (or of the run), save the state, test, and print a line about it."""
+        """Train to the end of the epoch (or leg, or run), save the state, test, and print a line about it."""
+        if self.step == self.ends[self.leg]:
+            self._next_leg()
         number, start = divmod(self.step, self.per_epoch)
-        end = min(self.steps, self.step - start + self.per_epoch)
+        end = min(self.ends[self.leg], self.step - start + self.per_epoch)
         first, clock = self.step, self.seconds
         batches = training_batches(self.data.splits["train"], self.preprocess, self.recipe, number, start, self.device)
-        self.module.train()
+        self.learner.module.train()
         self._steps(batches, end, f"epoch {number + 1}")
         self.train_loss = self._mean_loss()
         accuracy = 100 * self.sums[1].item() / self.seen
@@ -115,9 +129,21 @@ class Run:
         if self.step < self.steps:
             self._save()
         score = self._test()
+        self.curve.append(
+            Point(
+                step=self.step,
+                seconds=self.seconds,
+                size=self.sizes[self.leg],
+                train_loss=self.train_loss,
+                test_loss=score.loss,
+                test_top1=score.top1,
+            )
+        )
+        size = f"{self.sizes[self.leg]} px  " if len(self.sizes) > 1 else ""
         say(
-            f"epoch {number + 1}  step {self.step}/{self.steps}  loss {self.train_loss:.4f}  train {accuracy:.2f}%  "
-            f"{pace:.1f} ms/step  test loss {score.loss:.4f}  test {score.top1:.2f}%"
+            f"epoch {number + 1}  {size}step {self.step}/{self.steps}  {self.seconds:.1f} s  "
+            f"loss {self.train_loss:.4f}  train {accuracy:.2f}%  {pace:.1f} ms/step  test loss {score.loss:.4f}  "
+            f"test {score.top1:.2f}%"
         )
         return score
 
@@ -134,11 +160,14 @@ class Run:
             images_per_second=images / self.seconds,
             peak_memory_bytes=peak_memory(self.device),
         )
+        weights = self.learner.result.state_dict()
+        buffers = {name for name, _ in self.learner.result.named_buffers()}
         keep_previous(self.folder)
         checkpoint = Checkpoint(
             model=self.job.model,
             options=self.job.options,
-            parameters=sum(parameter.numel() for parameter in self.plain.parameters()),
+            # Counted in the weights: a rewritten module holds only the live part of a kernel as a parameter.
+            parameters=sum(tensor.numel() for name, tensor in weights.items() if name not in buffers),
             input_shape=self.job.input_shape,
             classes=self.data.classes,
             preprocess=self.preprocess,
@@ -148,8 +177,9 @@ class Run:
             steps=self.step,
             seconds=self.seconds,
             metrics=metrics,
-            files=(write_weights(self.plain.state_dict(), self.folder / f"{NAME}.safetensors"),),
+            files=(write_weights(weights, self.folder / f"{NAME}.safetensors"),),
             environment=environment(),
+            curve=tuple(self.curve),
         )
         checkpoint.save(self.folder / f"{NAME}.json")
         clear_states(self.folder)
@@ -173,18 +203,48 @@ class Run:
                 f"--resume: the interrupted run had other settings ({'; '.join(differences)}); give the same ones, or "
                 "train afresh without --resume"
             )
-        self.sums.copy_(restore(state, self.folder, self.plain, self.optimizer))
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state.scaler)
-        self.step, self.seconds, self.seen = state.step, state.seconds, state.seen
+        if state.leg:
+            self.leg = state.leg
+            self._learn(self._build(self._shape(state.leg)))
+        tensors = load_tensors(state, self.folder)
+        self.learner.restore(tensors)
+        self.sums.copy_(tensors["sums"])
+        if self.learner.scaler.is_enabled():
+            self.learner.scaler.load_state_dict(state.scaler)
+        self.step, self.seconds, self.seen, self.curve = state.step, state.seconds, state.seen, list(state.curve)
         say(f"resumed at step {state.step}")
         return None
+
+    def _build(self, shape: tuple[int, int, int]) -> nn.Module:
+        """The plain module for images of this shape, on the CPU, with fresh weights."""
+        options = self.job.options | ({"size": shape[1]} if "size" in self.job.options else {})
+        return self.spec.build(num_classes=len(self.data.classes), input_shape=shape, **options)
+
+    def _learn(self, plain: nn.Module) -> None:
+        """Make `plain` the module that is trained from here on, at the leg's image size."""
+        shape = self._shape(self.leg)
+        self.learner = Learner(plain, self.recipe, self.device, shape)
+        self.preprocess = Preprocess(
+            size=shape[1:], resize=min(shape[1:]), mean=self.data.mean, std=self.data.std
+        )  # whole images, scaled to the model's size
+
+    def _shape(self, leg: int) -> tuple[int, int, int]:
+        channels, height, width = self.job.input_shape
+        return (channels, self.sizes[leg], self.sizes[leg]) if len(self.sizes) > 1 else (channels, height, width)
+
+    def _next_leg(self) -> None:
+        """Carry the weights over to the next image size; the optimizer starts without memory."""
+        self.leg += 1
+        plain = self._build(self._shape(self.leg))
+        plain.load_state_dict(resized(self.learner.result.state_dict(), plain))
+        self._learn(plain)
+        say(f"from step {self.step} on: images of {self.sizes[self.leg]} px")
 
     def _steps(self, batches: Iterator[Batch], end: int, title: str) -> None:
         """Train up to step `end`; apart from a saved state, nothing here waits for the device."""
         shown_at = time.monotonic()
         saved = self.sums.clone(), self.seen
-        with progress() as bars:
+        with progress() as bars, deferred() as stop:
             bar = bars.add_task(title, total=end, completed=self.step)
             while self.step < end:
                 began = time.perf_counter()
@@ -194,31 +254,21 @@ class Run:
                     bars.update(bar, description=f"{title}  loss {self._mean_loss():.3f}")
                     shown_at = time.monotonic()
                 bars.update(bar, completed=self.step)
-                if self.recipe.save_every and self.step % self.recipe.save_every == 0 and self.step < end:
+                due = self.recipe.save_every and self.step % self.recipe.save_every == 0 and self.step < end
+                if due or (stop.asked and self.step < self.steps):
                     loss = self._mean_loss(*saved)
                     self._save()
                     say(f"step {self.step}/{self.steps}  loss {loss:.4f}  state saved")
                     saved = self.sums.clone(), self.seen
+                if stop.asked:
+                    raise KeyboardInterrupt
             if self.device.type == "cuda":
                 began = time.perf_counter()
                 torch.cuda.synchronize()
                 self.seconds += time.perf_counter() - began
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.step, self.steps)
-        with autocast(self.device, self.recipe.precision):
-            logits = self.module(images.contiguous(memory_format=self.layout))
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        self.scaler.scale(loss).backward()
-        if self.recipe.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.plain.parameters(), self.recipe.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        hits = (logits.detach().argmax(1) == labels).sum()
-        self.sums += torch.stack([loss.detach().double() * len(labels), hits.double()])
+        self.sums += self.learner.step(images, labels, learning_rate(self.recipe, self.step, self.steps))
         self.seen += len(labels)
         self.step += 1
 
@@ -238,6 +288,7 @@ class Run:
 
     def _save(self) -> None:
         """Write a training state that `resume` can go on from."""
+        scaler = self.learner.scaler
         fields: dict[str, Any] = {
             "model": self.job.model,
             "options": self.job.options,
@@ -246,20 +297,22 @@ class Run:
             "step": self.step,
             "seen": self.seen,
             "seconds": self.seconds,
-            "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else {},
+            "scaler": scaler.state_dict() if scaler.is_enabled() else {},
+            "leg": self.leg,
+            "curve": tuple(self.curve),
         }
-        save_state(self.folder, fields, self.plain, self.optimizer, self.sums)
+        save_state(self.folder, fields, self.learner.state() | {"sums": self.sums})
 
     def _test(self) -> Score:
         split = self.data.splits["test"]
         with progress() as bars:
             batches = evaluation_batches(split, self.preprocess, EVALUATION_BATCH, self.device)
             counted = bars.track(batches, total=-(-len(split) // EVALUATION_BATCH), description="test")
-            return evaluate(self.module, self._laid_out(counted), self.device, self.recipe.precision)
+            return evaluate(self.learner.judged, self._laid_out(counted), self.device, self.recipe.precision)
 
     def _laid_out(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for images, labels in batches:
-            yield images.contiguous(memory_format=self.layout), labels
+            yield images.contiguous(memory_format=self.learner.layout), labels
 
     def _differences(self, old: TrainingState | Checkpoint) -> list[str]:
         """What differs between this run and an earlier one, as `name: earlier, now`."""
