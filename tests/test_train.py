@@ -116,8 +116,8 @@ def test_ctrl_c_leaves_nothing_broken(tmp_path: Path) -> None:
 def test_ctrl_c_saves_the_step_and_resuming_gives_the_same_bytes(tmp_path: Path) -> None:
     """With averaged weights, gradient accumulation, erasing and two image sizes: nothing of it may be lost."""
     flags = [
-        "convnext", "--device", "cpu", "--batch-size", "4", "--set", "sizes=32:0.02,64:0.02", "--set", "ema=0.9",
-        "--set", "accumulate=2", "--set", "erase=0.5", "--set", "save_every=8", "--precision", "fp32",
+        "convnext", "--device", "cpu", "--batch-size", "4", "--set", "sizes=32:0.008,64:0.008", "--set", "ema=0.9",
+        "--set", "accumulate=2", "--set", "erase=0.5", "--set", "save_every=3", "--precision", "fp32",
     ]  # fmt: skip
     whole = succeed("trainers", *flags, "--artifacts", tmp_path / "whole")
     assert "images of 64 px" in whole.stderr
@@ -173,7 +173,7 @@ def test_a_loss_that_is_no_number_fails(tmp_path: Path) -> None:
         (("simplecnn", "--epochs", "1", "--set", "epochs=2"), "give it once"),
         (("simplecnn", "--data", "no/such/folder"), "no/such/folder"),
         (("convnext", "--set", "size=50"), "multiples of 32"),
-        (("convnext", "--set", "sizes=64"), "not size:epochs"),
+        (("convnext", "--set", "sizes=64:"), "not size:epochs"),
         (("convnext", "--set", "sizes=64:1", "--epochs", "1"), "leave out epochs"),
         (("simplecnn", "--set", "sizes=28:1"), "images of one size"),
         (("simplecnn", "--set", "accumulate=3"), "equal parts"),

@@ -93,10 +93,14 @@ class Learner:
         self.plain.load_state_dict(_under(MODEL, tensors))
         if self.average:
             self.average.load_state_dict(_under(AVERAGE, tensors))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         held: dict[int, dict[str, Tensor]] = {}
         for name, value in _under(OPTIMIZER, tensors).items():
             index, key = name.split(".", 1)
-            held.setdefault(int(index), {})[key] = value
+            like = parameters[int(index)]
+            # A fused optimizer walks through memory: a moment must lie as its parameter does, here channels last.
+            laid = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value
+            held.setdefault(int(index), {})[key] = laid
         self.optimizer.load_state_dict({"state": held, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 

@@ -118,6 +118,8 @@ class ModelSpec:
             if "sizes" in settings:
                 raise UserError("sizes says how long and at which size; leave out epochs, steps and size")
             changes["sizes"] = None  # the flag's wish goes before the recipe's
+        if {"epochs", "sizes"} & set(settings) and "steps" not in settings:
+            changes["steps"] = None
         for key, default in self.options.items():
             if isinstance(default, float) and isinstance(options[key], int):
                 options[key] = float(options[key])
