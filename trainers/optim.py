@@ -32,7 +32,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> optim.Optimizer:
     return optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 
 
-def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+def learning_rate(recipe: Recipe, step: float, steps: int) -> float:
     """The rate at `step` of `steps`: up to `recipe.lr` during the warm-up, then down by the schedule.
 
     `cosine` and `linear` rise from zero in a straight line and fall to zero; `constant` stays at the peak; `onecycle`

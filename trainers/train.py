@@ -268,9 +268,20 @@ class Run:
                 self.seconds += time.perf_counter() - began
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
-        self.sums += self.learner.step(images, labels, learning_rate(self.recipe, self.step, self.steps))
+        self.sums += self.learner.step(images, labels, learning_rate(self.recipe, self._scheduled(), self.steps))
         self.seen += len(labels)
         self.step += 1
+
+    def _scheduled(self) -> float:
+        """Where the schedule stands, in steps of equal work: a step on larger images moves it further.
+
+        Otherwise the last and largest size, with few steps, would be left with next to no learning rate.
+        """
+        starts = [0, *self.ends[:-1]]
+        area = [size * size for size in self.sizes]
+        whole = sum(a * (end - start) for a, start, end in zip(area, starts, self.ends, strict=True))
+        before = sum(area[leg] * (self.ends[leg] - starts[leg]) for leg in range(self.leg))
+        return self.steps * (before + area[self.leg] * (self.step - starts[self.leg])) / whole
 
     def _mean_loss(self, sums: Tensor | None = None, seen: int = 0) -> float:
         """The epoch's mean loss so far, or since these earlier sums.
