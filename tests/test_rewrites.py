@@ -12,7 +12,10 @@ from trainers.manifest import UserError
 from trainers.rewrites import REWRITES, live_taps, rewrite, selected
 
 SIZES = {"convnext": {"size": 64}, "resnet18": {}, "simplecnn": {}}
-SWAPPED = {"convnext": {"dense-depthwise": 15, "live-taps": 3, "map-norm": 22}, "resnet18": {"live-taps": 4}}
+SWAPPED = {
+    "convnext": {"small-maps": 15 + 6, "live-taps": 3, "map-norm": 22},
+    "resnet18": {"small-maps": 5 + 2 + 3, "live-taps": 4},
+}
 
 
 def build(name: str) -> tuple[torch.nn.Module, tuple[int, int, int]]:

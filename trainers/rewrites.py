@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from trainers.cli import choose
 
-DENSE_POSITIONS = 64  # up to this many pixels a depthwise convolution is faster as a matrix, on the CPUs measured
+# Up to so many pixels of its input map a convolution is faster as a matrix (`benchmarks/rewrites.py`).
+DENSE_PIXELS, DEPTHWISE_PIXELS = 4, 64
 
 
 def selected(text: str) -> list[str]:
@@ -76,33 +77,46 @@ class LiveConv2d(nn.Conv2d):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class DenseDepthwise(nn.Conv2d):
-    """A depthwise convolution, with or without a channel multiplier, on a map so small that a matrix is faster.
+class DenseConv2d(LiveConv2d):
+    """A convolution on a map so small that one matrix from all its inputs to all its outputs is faster.
 
-    Each input channel's (height * width) pixels are multiplied by a matrix that holds its kernels at every position.
+    Where most taps meet padding, or where each channel is by itself, the libraries' convolutions have little to do at a
+    time; a matrix product has not. The matrix holds the kernels at every position and is made anew at every step.
     """
 
-    scatter: Tensor  # (taps, pixels * pixels): 1 where a tap joins an input pixel to an output pixel
+    scatter: Tensor  # (taps, input pixels * output pixels): 1 where a tap joins the two
 
-    def __init__(self, conv: nn.Conv2d, height: int, width: int) -> None:
-        super().__init__(conv.in_channels, conv.out_channels, 1, groups=conv.groups, bias=False)
-        self.kernel_size, self.padding = conv.kernel_size, conv.padding
-        self.weight, self.bias = conv.weight, conv.bias
-        self.map = (height, width)
-        self.register_buffer("scatter", _scatter(conv, height, width), persistent=False)
+    def __init__(self, conv: nn.Conv2d, rows: Taps, columns: Taps, height: int, width: int) -> None:
+        super().__init__(conv, rows, columns)
+        self.out_height, self.out_width = (
+            _outputs(size, conv.kernel_size[axis], conv.stride[axis], int(conv.padding[axis]))
+            for axis, size in enumerate((height, width))
+        )
+        joined = _joined(rows, conv.stride[0], height, self.out_height)[:, None, :, None, :, None]
+        joined = joined * _joined(columns, conv.stride[1], width, self.out_width)[None, :, None, :, None, :]
+        scatter = joined.reshape(self.weight[0, 0].numel(), -1).to(conv.weight.device)
+        self.register_buffer("scatter", scatter, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = self.map
-        pixels, count, channels = height * width, x.shape[0], self.groups
-        multiplier = self.out_channels // channels
-        kernels = self.weight.reshape(channels, multiplier, -1)
-        matrix = torch.matmul(kernels, self.scatter).view(channels, multiplier, pixels, pixels)
-        matrix = matrix.transpose(1, 2).reshape(channels, pixels, multiplier * pixels)
-        flat = x.permute(1, 0, 2, 3).reshape(channels, count, pixels)
-        out = torch.bmm(flat, matrix).view(channels, count, multiplier, height, width)
-        # Channels last in memory, as the convolutions around it are.
-        out = out.permute(1, 3, 4, 0, 2).reshape(count, height, width, self.out_channels).permute(0, 3, 1, 2)
+        out = self._whole(x) if self.groups == 1 else self._by_group(x)
+        out = out.permute(0, 3, 1, 2)  # channels last in memory, as the convolutions around it are
         return out if self.bias is None else out + self.bias.view(1, -1, 1, 1).to(out.dtype)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        count, channels = x.shape[:2]
+        matrix = torch.matmul(self.weight.reshape(self.out_channels * channels, -1), self.scatter)
+        matrix = matrix.view(self.out_channels, channels, x[0, 0].numel(), -1).permute(2, 1, 3, 0)
+        out = x.permute(0, 2, 3, 1).reshape(count, -1) @ matrix.reshape(x[0].numel(), -1)
+        return out.view(count, self.out_height, self.out_width, self.out_channels)
+
+    def _by_group(self, x: Tensor) -> Tensor:
+        count, groups, pixels = x.shape[0], self.groups, self.out_height * self.out_width
+        kernels = self.weight.reshape(groups, self.out_channels // groups, self.in_channels // groups, -1)
+        matrix = torch.matmul(kernels, self.scatter).view(*kernels.shape[:3], x[0, 0].numel(), pixels)
+        matrix = matrix.permute(0, 2, 3, 1, 4).reshape(groups, -1, kernels.shape[1] * pixels)
+        flat = x.unflatten(1, (groups, -1)).permute(1, 0, 2, 3, 4).reshape(groups, count, -1)
+        out = torch.bmm(flat, matrix).view(groups, count, -1, self.out_height, self.out_width)
+        return out.permute(1, 3, 4, 0, 2).reshape(count, self.out_height, self.out_width, self.out_channels)
 
 
 class ChannelsLastNorm(nn.LayerNorm):
@@ -128,30 +142,45 @@ Taps = tuple[int, int, int, int]  # first live tap, one past the last, padding b
 
 def live_taps(size: int, kernel: int, stride: int, padding: int) -> Taps:
     """The taps of one axis that meet a pixel of `size` pixels at any output position, and the padding that is left."""
-    outputs = (size + 2 * padding - kernel) // stride + 1
+    outputs = _outputs(size, kernel, stride, padding)
     reached = [tap for tap in range(kernel) if any(0 <= o * stride - padding + tap < size for o in range(outputs))]
     first, end = reached[0], reached[-1] + 1
     before = padding - first
     return first, end, before, (outputs - 1) * stride + (end - first) - size - before
 
 
+def _outputs(size: int, kernel: int, stride: int, padding: int) -> int:
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+def _joined(taps: Taps, stride: int, size: int, outputs: int) -> Tensor:
+    """float32 (taps, inputs, outputs) of one axis: 1 where a live tap joins an input to an output."""
+    first, end, before, _ = taps
+    tap, inputs, output = (torch.arange(n) for n in (end - first, size, outputs))
+    return (output * stride + tap[:, None, None] - before == inputs[None, :, None]).float()
+
+
 def _live(part: nn.Module, size: tuple[int, int]) -> nn.Module | None:
     if not isinstance(part, nn.Conv2d) or type(part) is not nn.Conv2d or not all(size) or not _is_plain(part):
         return None
-    rows, columns = (
-        live_taps(size[axis], part.kernel_size[axis], part.stride[axis], int(part.padding[axis])) for axis in (0, 1)
-    )
+    rows, columns = _taps(part, size)
     if (rows[1] - rows[0], columns[1] - columns[0]) == part.kernel_size:
         return None
     return LiveConv2d(part, rows, columns)
 
 
 def _dense(part: nn.Module, size: tuple[int, int]) -> nn.Module | None:
-    if not isinstance(part, nn.Conv2d) or type(part) is not nn.Conv2d or not _is_plain(part):
+    if not isinstance(part, nn.Conv2d) or type(part) is not nn.Conv2d or not all(size) or not _is_plain(part):
         return None
-    same_size = all(part.kernel_size[axis] == 2 * int(part.padding[axis]) + 1 for axis in (0, 1))
-    depthwise = 1 < part.groups == part.in_channels and part.stride == (1, 1) and same_size
-    return DenseDepthwise(part, *size) if depthwise and 0 < size[0] * size[1] <= DENSE_POSITIONS else None
+    most = DEPTHWISE_PIXELS if 1 < part.groups == part.in_channels else DENSE_PIXELS
+    return DenseConv2d(part, *_taps(part, size), *size) if size[0] * size[1] <= most else None
+
+
+def _taps(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[Taps, Taps]:
+    return (
+        live_taps(size[0], conv.kernel_size[0], conv.stride[0], int(conv.padding[0])),
+        live_taps(size[1], conv.kernel_size[1], conv.stride[1], int(conv.padding[1])),
+    )
 
 
 def _norm(part: nn.Module, size: tuple[int, int]) -> nn.Module | None:
@@ -162,7 +191,7 @@ def _norm(part: nn.Module, size: tuple[int, int]) -> nn.Module | None:
 
 
 REWRITES: dict[str, Callable[[nn.Module, tuple[int, int]], nn.Module | None]] = {
-    "dense-depthwise": _dense,
+    "small-maps": _dense,
     "live-taps": _live,
     "map-norm": _norm,
 }
@@ -176,20 +205,6 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
     """`new` in the memory format of `old`."""
     last = old.is_contiguous(memory_format=torch.channels_last)
     return new.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _scatter(conv: nn.Conv2d, height: int, width: int) -> Tensor:
-    """Where each tap joins an input pixel to an output pixel, float32 (taps, pixels * pixels)."""
-    rows, columns = conv.kernel_size
-    top, left = int(conv.padding[0]), int(conv.padding[1])
-    joined = torch.zeros(rows, columns, height, width, height, width)
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    for row in range(rows):
-        for column in range(columns):
-            from_y, from_x = y + row - top, x + column - left
-            inside = (from_y >= 0) & (from_y < height) & (from_x >= 0) & (from_x < width)
-            joined[row, column, from_y[inside], from_x[inside], y[inside], x[inside]] = 1
-    return joined.view(rows * columns, -1).to(conv.weight.device)
 
 
 @torch.no_grad()
