@@ -14,7 +14,7 @@ from trainers.rewrites import REWRITES, live_taps, rewrite, selected
 SIZES = {"convnext": {"size": 64}, "resnet18": {}, "simplecnn": {}}
 SWAPPED = {
     "convnext": {"small-maps": 15 + 6, "live-taps": 3, "map-norm": 22},
-    "resnet18": {"small-maps": 5 + 2 + 3, "live-taps": 4},
+    "resnet18": {"small-maps": 3 + 2 + 3, "live-taps": 4},
 }
 
 
@@ -81,3 +81,23 @@ def test_live_taps() -> None:
 def test_an_unknown_rewrite_gets_one_line() -> None:
     with pytest.raises(UserError, match="did you mean live-taps"):
         selected("live-tap")
+
+
+class Shared(torch.nn.Module):
+    """One convolution at two sizes, one in two places, and two with the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.here = self.there = torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.one, self.other = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.twice(self.twice(x).mean((2, 3), keepdim=True))
+        return self.other(self.one(self.there(self.here(x)))).flatten(1)
+
+
+def test_what_is_shared_is_left_alone() -> None:
+    module = Shared()
+    assert rewrite(module, (3, 8, 8), list(REWRITES)) == 0

@@ -6,6 +6,7 @@ exports never see them. They are made for one image size.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -209,16 +210,26 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _input_sizes(module: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
-    """(height, width) of the map that each convolution reads, by the module's path; unused ones are left out."""
+    """(height, width) of the map that each convolution reads, by its path.
+
+    (0, 0) for one that reads several; those that are not used, or share their weights, are left out.
+    """
     sizes: dict[str, tuple[int, int]] = {}
 
     def note(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: sizes.update({path: (inputs[0].shape[2], inputs[0].shape[3])})
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            size = (inputs[0].shape[2], inputs[0].shape[3])
+            sizes[path] = size if sizes.get(path, size) == size else (0, 0)  # read at two sizes: left as it is
 
+        return hook
+
+    parts = list(module.named_modules(remove_duplicate=False))
+    places = Counter(id(part) for _, part in parts)  # a module in two places has to stay one module
+    tied = Counter(id(part.weight) for _, part in parts if isinstance(part, nn.Conv2d))
     hooks = [
         part.register_forward_pre_hook(note(path))
-        for path, part in module.named_modules()
-        if isinstance(part, nn.Conv2d)
+        for path, part in parts
+        if isinstance(part, nn.Conv2d) and places[id(part)] == tied[id(part.weight)] == 1
     ]
     was_training = module.training
     try:
