@@ -210,7 +210,7 @@ def test_a_record_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(UserError):
             models.get(name)
     assert not proof.exists()
-    with pytest.raises(UserError, match="unknown factory in evil.py"):
+    with pytest.raises(UserError, match=r"unknown factory in evil\.py"):
         models.get(external.allow("evil.py:make"))
     assert proof.exists()
 
@@ -245,7 +245,7 @@ def test_a_model_that_cannot_be_trained_is_one_line(place: Path, factory: str, s
 
 def test_a_batch_of_one_is_refused_where_a_norm_cannot_take_it(place: Path) -> None:
     assert looked_at(f"{place}/nets.py:norm_of_one") is None
-    with pytest.raises(UserError, match="Expected more than 1 value per channel.*batch size"):
+    with pytest.raises(UserError, match=r"Expected more than 1 value per channel.*batch size"):
         looked_at(f"{place}/nets.py:norm_of_one", batch_size="1")
 
 

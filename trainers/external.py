@@ -149,7 +149,7 @@ def _of_file(name: str) -> ModelSpec:
     module = _imported(_allowed[name])
     function = name.rpartition(":")[2]
     known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    factory = getattr(module, choose(function, known, f"factory in {module.__file__}:"))
+    factory = getattr(module, choose(function, known, f"factory in {_allowed[name].name}:"))
     taken, options = _parameters(factory, name)
 
     def build(num_classes: int, input_shape: tuple[int, int, int], **chosen: Option) -> nn.Module:
