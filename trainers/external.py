@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from trainers.cli import choose
 from trainers.manifest import UserError
 from trainers.spec import ModelSpec, Option, Recipe
@@ -147,9 +149,7 @@ def _of_file(name: str) -> ModelSpec:
     if name not in _allowed:
         raise UserError(f"{name} is code of your own, which a record never runs; name its file: --model PATH/{name}")
     module = _imported(_allowed[name])
-    function = name.rpartition(":")[2]
-    known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    factory = getattr(module, choose(function, known, f"factory in {_allowed[name].name}:"))
+    factory = _factory(module, name)
     taken, options = _parameters(factory, name)
 
     def build(num_classes: int, input_shape: tuple[int, int, int], **chosen: Option) -> nn.Module:
@@ -159,6 +159,18 @@ def _of_file(name: str) -> ModelSpec:
 
     # Whether such a model can take channels-last images is not known: `x.view(…)` cannot.
     return _made(build, INPUT_SHAPE, options, channels_last=False)
+
+
+def _factory(module: ModuleType, name: str) -> Callable[..., Any]:
+    """What makes the model. Raises UserError naming what the file has instead."""
+    file, _, wanted = name.rpartition(":")
+    found: Callable[..., Any] | None = getattr(module, wanted, None)
+    if callable(found):
+        return found
+    own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    if not own:
+        raise UserError(f"{file} defines no function or class; write one that makes the model")
+    raise UserError(f"{file} has no {wanted!r}; it has {', '.join(own[:10])}")
 
 
 def _parameters(factory: Callable[..., Any], name: str) -> tuple[set[str], dict[str, Option]]:
@@ -224,8 +236,6 @@ def _made(
     build: Callable[..., nn.Module], shape: tuple[int, int, int], options: Mapping[str, Option] | None = None, *,
     channels_last: bool = True,
 ) -> ModelSpec:  # fmt: skip
-    import msgspec
-
     recipe = msgspec.structs.replace(RECIPE, channels_last=channels_last)
     return ModelSpec(
         build=build, dataset="folder", input_shape=shape, num_classes=None, recipes={"folder": recipe},

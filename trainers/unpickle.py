@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # What training scripts call the state dict within what they save, the most telling first.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "weights", "params")
+BROKEN = "it is not a PyTorch file of weights, or truncated; give it whole"
 SAVE = "save the weights alone: torch.save(model.state_dict(), FILE)"
 
 
@@ -48,7 +49,7 @@ def _load(source: Path) -> Any:
         found = re.search(r"GLOBAL:? (\S+)", str(error))
         if found:
             raise UserError(f"it holds Python objects ({found[1]}), which are never run; {SAVE}") from None
-        raise UserError(f"it is not a PyTorch file of tensors; {SAVE}") from None
+        raise UserError(BROKEN) from None
     except RuntimeError as error:
         if "TorchScript" in str(error):
             raise UserError(f"it is a TorchScript program, not weights; {SAVE}") from None
@@ -110,7 +111,7 @@ def _reply(source: Path, target: Path) -> dict[str, Any]:
     except Exception as error:  # the reader meets whatever is in the file
         if "allocate memory" in str(error):
             return {"error": "it needs more memory than its size allows; " + SAVE}
-        return {"error": f"it is not a PyTorch file, or truncated ({type(error).__name__}); give it whole"}
+        return {"error": BROKEN}
 
 
 def main() -> None:
