@@ -132,7 +132,8 @@ def _of_timm(name: str) -> ModelSpec:
 
     # Only registered names: a hub's name would be downloaded, and a record may name it.
     _listed(name.partition(".")[0], timm.list_models(), "timm")
-    config = timm.get_pretrained_cfg(name)
+    with _theirs(f"timm:{name} cannot be made", ""):  # a tag after the dot may be wrong
+        config = timm.get_pretrained_cfg(name)
 
     def build(num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
         channels, *size = input_shape

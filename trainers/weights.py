@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from trainers.manifest import File, UserError
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, and usual wrappers
-SECONDS = 120  # a reader that takes longer than this has met a file that means harm
+SECONDS = 120  # of computing: a reader that takes longer has met a file that means harm
+WAIT = 5 * SECONDS  # a busy machine gives it less than a whole core
 OWN_MEMORY = 2_000_000_000  # bytes that reading costs by itself
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 COUNTERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
@@ -97,9 +98,9 @@ def _convert(path: Path, target: Path) -> None:
     limit = OWN_MEMORY + 4 * path.stat().st_size
     command = [sys.executable, "-m", "trainers.unpickle", str(path.resolve()), str(target), str(limit), str(SECONDS)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{path}: not read within {SECONDS} s; give a .safetensors file") from None
+        raise UserError(f"{path}: not read within {WAIT} s; give a .safetensors file") from None
     if done.returncode != 0:
         raise UserError(f"{path}: its reader ended with status {done.returncode}; give a .safetensors file")
     reply = json.loads(done.stdout)
