@@ -10,9 +10,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
-from commands import expect_refusal, run, succeed
+from commands import expect_refusal, succeed
 from datasets import folder_files, write
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -155,8 +156,6 @@ def test_a_model_of_ones_own_goes_all_the_way(place: Path, tmp_path: Path) -> No
 def bench(*arguments: object) -> dict[str, object]:
     document = json.loads(succeed("runtime", "bench", *arguments).stdout)
     document.pop("schema")
-    import msgspec
-
     return {row.cell.backend: row for row in msgspec.convert(document, Report).measurements}
 
 
@@ -430,10 +429,35 @@ def test_training_starts_from_weights_and_says_so(tmp_path: Path) -> None:
     old, new = load_model(first, tmp_path / "first"), load_model(second, tmp_path / "second")
     torch.testing.assert_close(new.state_dict(), old.state_dict(), rtol=0, atol=1e-6)
 
-    done = run("trainers", "simplecnn", *flags, "--name", "second", "--resume", "--weights", tmp_path / "first.pth")
+    done = succeed("trainers", "simplecnn", *flags, "--name", "second", "--resume", "--weights", tmp_path / "first.pth")
     assert "already finished" in done.stderr
     torch.save({"fc": Evil(tmp_path / "proof")}, tmp_path / "evil.pt")
     expect_refusal("trainers", "simplecnn", "--weights", tmp_path / "evil.pt", says="never run")
     assert not (tmp_path / "proof").exists()
     expect_refusal("trainers", "simplecnn", "--weights", tmp_path / "first.pth", "--set", "init=xavier", says="exclude")
     expect_refusal("trainers", "convnext", "--set", "size=32", "--weights", tmp_path / "first.pth", says="0 of ")
+
+
+def test_a_run_from_other_weights_is_not_resumed(tmp_path: Path) -> None:
+    """The state of an interrupted run names its weights, its input and its classes."""
+    from trainers import train
+    from trainers.open import open_dataset
+
+    spec = models.get("simplecnn")
+    data = open_dataset("synthetic", shape=(1, 28, 28), num_classes=10)
+    recipe = Recipe(steps=2, batch_size=8)
+    job = train.Job(model="simplecnn", options={"width": 2}, recipe=recipe, input_shape=(1, 28, 28))
+    cpu = torch.device("cpu")
+    started = train.Run(job, spec, data, cpu, tmp_path)
+    started.step, started.seen = 1, 8
+    started._save()
+
+    other = weights.Weights(File(path="w.pt", sha256="a" * 64, bytes=1), {})
+    changed = msgspec.structs.replace(job, started_from=other.file)
+    with pytest.raises(UserError, match=f"weights: None, now {'a' * 12}"):
+        train.train(changed, spec, data, cpu, tmp_path, resume=True)
+    with pytest.raises(UserError, match="classes: 10, now 12"):
+        train.train(job, spec, data.widened(12), cpu, tmp_path, resume=True)
+    with pytest.raises(UserError, match=r"input: \(1, 28, 28\), now \(1, 20, 20\)"):
+        train.train(msgspec.structs.replace(job, input_shape=(1, 20, 20)), spec, data, cpu, tmp_path, resume=True)
+    assert train.train(job, spec, data, cpu, tmp_path, resume=True).steps == 2

@@ -143,7 +143,7 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
         start.confirm(name, spec, options, recipe, len(data.classes))
     if weights:
         job = start.with_weights(job, spec, weights, len(data.classes))
-    counts = ", ".join(f"{name} {len(split)}" for name, split in data.splits.items())
+    counts = ", ".join(f"{part} {len(split)}" for part, split in data.splits.items())
     train.say(
         f"{name} on {data.info.name} ({counts}; {data.info.classes_used} classes, chance "
         f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {device}"

@@ -318,6 +318,8 @@ class Run:
             "leg": self.leg,
             "curve": tuple(self.curve),
             "started_from": self.job.started_from,
+            "input_shape": self.job.input_shape,
+            "num_classes": len(self.data.classes),
         }
         save_state(self.folder, fields, self.learner.state() | {"sums": self.sums})
 
@@ -339,6 +341,9 @@ class Run:
         for key in Recipe.__struct_fields__:
             if key != "save_every":  # how often a run is saved does not change it
                 pairs[key] = (getattr(old.recipe, key), getattr(self.recipe, key))
+        classes = len(old.classes) if isinstance(old, Checkpoint) else old.num_classes
+        pairs["input"] = (old.input_shape or self.job.input_shape, self.job.input_shape)
+        pairs["classes"] = (classes or len(self.data.classes), len(self.data.classes))
         pairs["weights"] = (_short(old.started_from), _short(self.job.started_from))
         other_images = ["data: other images"] if old.data.splits != self.data.info.splits else []
         return other_images + [f"{key}: {was}, now {now}" for key, (was, now) in pairs.items() if was != now]
