@@ -45,6 +45,12 @@ def parser() -> cli.Parser:
         description="Write a checkpoint as ONNX files, each verified against PyTorch.",
     )
     made.add_argument("model", metavar="MODEL", nargs="?", help=f"{', '.join(models.names())}, or a trained --name")
+    made.add_argument(
+        "--model",
+        dest="factory",
+        metavar="FILE.py:FACTORY",
+        help="the file of a model of your own: no record runs it (not needed where MODEL is written so)",
+    )
     made.add_argument("--checkpoint", type=Path, metavar="PATH", help="a checkpoint's .safetensors or .json")
     made.add_argument("--train", action="store_true", help="without a checkpoint, train a short one on embedded data")
     made.add_argument(
@@ -126,8 +132,11 @@ def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _checkpoint(arguments: argparse.Namespace) -> tuple[Checkpoint, Path]:
     """The checkpoint and the folder it lies in; trained first if asked. Raises UserError saying how to make one."""
+    from trainers import external
     from trainers.checkpoint import NAME, Checkpoint, folder_name
 
+    typed = (text for text in (arguments.model, arguments.factory) if text and external.is_file(text))
+    allowed = [external.allow(text) for text in typed]
     if arguments.checkpoint is not None:
         path = arguments.checkpoint.with_suffix(".json")
         if not arguments.checkpoint.is_file() or not path.is_file():
@@ -138,14 +147,19 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[Checkpoint, Path]:
     else:
         path = arguments.artifacts / folder_name(arguments.model) / f"{NAME}.json"
         if not path.is_file():
-            cli.choose(arguments.model, models.names(), "model")
+            if ":" not in arguments.model:
+                cli.choose(arguments.model, models.names(), "model")
             if not arguments.train:
                 raise UserError(
                     f"no checkpoint in {path.parent}; make one with: python -m trainers "
                     f"{arguments.model} (or add --train for a short one on embedded data)"
                 )
             _train(arguments)
-    return Checkpoint.load(path), path.parent
+    checkpoint = Checkpoint.load(path)
+    if allowed and checkpoint.model not in allowed:
+        raise UserError(f"{path} is a {checkpoint.model}, not a {allowed[-1]}; name the file that it was trained from")
+    models.get(checkpoint.model)  # a model that must not be run here is refused before any work
+    return checkpoint, path.parent
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -172,7 +186,7 @@ def _job(arguments: argparse.Namespace, checkpoint: Checkpoint, source: Path) ->
             num_classes=len(checkpoint.classes),
             seed=checkpoint.data.seed,
         )
-        if len(data.classes) != len(checkpoint.classes):
+        if len(data.classes) not in (len(checkpoint.classes), checkpoint.data.classes_used):
             raise UserError(
                 f"{arguments.calibration_data} has {len(data.classes)} classes and the model "
                 f"{len(checkpoint.classes)}; give data of the same classes"

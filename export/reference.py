@@ -81,17 +81,19 @@ def logits(checkpoint: Checkpoint, source: Path, folder: Path, gelu: str, verifi
         kept: np.ndarray = load_file(path)["logits"]
         return kept
     module = swap_gelu(load_model(checkpoint, source), gelu)
-    computed = _run(module, verification, f"PyTorch, gelu {gelu}")
+    # Channels last is about twice as fast on a CPU, in the same fp32; not every module of the user's own can take it.
+    layout = torch.channels_last if checkpoint.recipe.channels_last else torch.contiguous_format
+    computed = _run(module, verification, layout, f"PyTorch, gelu {gelu}")
     with atomic(path) as temporary:
         save_file({"logits": computed}, temporary)
     return computed
 
 
 @torch.inference_mode()
-def _run(module: nn.Module, verification: Verification, title: str) -> np.ndarray:
-    module = module.eval().to(memory_format=torch.channels_last)  # about twice as fast on a CPU, in the same fp32
+def _run(module: nn.Module, verification: Verification, layout: torch.memory_format, title: str) -> np.ndarray:
+    module = module.eval().to(memory_format=layout)
     outputs = [
-        module(torch.from_numpy(batch).contiguous(memory_format=torch.channels_last)).numpy()
+        module(torch.from_numpy(batch).contiguous(memory_format=layout)).numpy()
         for batch in images(verification, title=title)
     ]
     return np.concatenate(outputs)

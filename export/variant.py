@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainers.checkpoint import folder_name
 from trainers.manifest import Struct
 
 OPSET = 20  # from 20 on GELU is one operator; below it decomposes and quantizes badly
@@ -21,7 +22,7 @@ class Variant(Struct, frozen=True, kw_only=True):
 
     def name(self, model: str) -> str:
         """The file's stem: model-exporter-gelu-precision, then what differs from its default, in a fixed order."""
-        parts = [model, self.exporter, self.gelu, self.precision]
+        parts = [folder_name(model), self.exporter, self.gelu, self.precision]
         if self.target not in (None, "cpu"):
             parts.append(str(self.target))
         if self.batch is not None:

@@ -30,6 +30,7 @@ class Plan:
     seconds: float = 2.0
     timeout: float = 300.0
     options: Mapping[str, str] = field(default_factory=dict)
+    factories: tuple[str, ...] = ()  # FILE.py:FACTORY of the user's own models that may be run
     memory_bytes: int | None = None  # bound on a worker's private memory
 
 
@@ -91,7 +92,7 @@ class Contender:
             return
         self._worker = Worker(threads=self._plan.threads, memory_bytes=self._plan.memory_bytes)
         self._ask("open", path=str(self.target.found.path), backend=self.backend, device=self._plan.device,
-                  threads=self._plan.threads, options=self.options)  # fmt: skip
+                  threads=self._plan.threads, options=self.options, factories=list(self._plan.factories))  # fmt: skip
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         assert self._worker is not None

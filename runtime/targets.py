@@ -13,6 +13,7 @@ from export.artifact import Found, find, open_file
 from runtime.check import home
 from runtime.process import Worker, WorkerError
 from runtime.results import Subject
+from trainers.checkpoint import folder_name
 from trainers.manifest import UserError, sha256
 
 READ_S = 60.0  # reading a foreign file takes longer only when it means harm
@@ -59,7 +60,8 @@ def models(folder: Path) -> list[str]:
 
 def model_folder(name: str, folder: Path) -> Path | None:
     """The folder of the model called `name`, or at the path `name`."""
-    return next((path for path in (folder / name, Path(name)) if path.is_dir()), None)
+    own = folder_name(name) if ":" in name else name  # an external model's folder has a safe name
+    return next((path for path in (folder / own, Path(name)) if path.is_dir()), None)
 
 
 def _is_file(name: str, folder: Path) -> bool:

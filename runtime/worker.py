@@ -1,6 +1,6 @@
 """One engine, one artifact, one process: reads JSON lines on stdin, answers each with one on stdout.
 
-    {"do": "open", "path": …, "backend": …, "device": …, "threads": …, "options": {…}}
+    {"do": "open", "path": …, "backend": …, "device": …, "threads": …, "options": {…}, "factories": […]}
     {"do": "load", "batch": 8, "input": [null, 3, 224, 224]}   -> times, what the engine attests, its check
     {"do": "warm", "seconds": 1.0}
     {"do": "turn", "seconds": 0.2, "at_least": 3, "at_most": 1000}   -> nanoseconds of every sample
@@ -20,13 +20,14 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from export.artifact import Artifact, Found
 from runtime import backends
 from runtime.backend import Backend, Session
+from trainers import external
 from trainers.manifest import UserError
 
 PR_SET_PDEATHSIG = 1
@@ -39,8 +40,13 @@ class Worker:
     def __init__(self) -> None:
         self._session: Session | None = None
 
-    def open(self, *, path: str, backend: str, device: str, threads: int, options: dict[str, str]) -> dict[str, Any]:
-        """Read the record and check the file's hash."""
+    def open(
+        self, *, path: str, backend: str, device: str, threads: int, options: dict[str, str],
+        factories: Sequence[str] = (),
+    ) -> dict[str, Any]:  # fmt: skip
+        """Read the record and check the file's hash; of the user's own models, only `factories` may be run."""
+        for factory in factories:
+            external.allow(factory)
         file = Path(path)
         record_path = file.with_suffix(".json")
         record = Artifact.load(record_path) if record_path.is_file() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from trainers.manifest import UserError
 
 if TYPE_CHECKING:
     from trainers.checkpoint import Checkpoint
+    from trainers.spec import ModelSpec
 
 EXAMPLES = """\
 examples:
@@ -19,6 +21,8 @@ examples:
   python -m trainers convnext --data tiny-imagenet-200.zip --steps 300
   python -m trainers resnet18 --set stem=cifar --set lr=0.2 --epochs 10
   python -m trainers convnext --data tinyimagenet --resume
+  python -m trainers nets.py:make --data my-images/ --input 3x64x64      a model of your own
+  python -m trainers torchvision:resnet50 --data my-images/ --weights resnet50.pth
 
 Ctrl-C loses nothing that was saved: --resume goes on from the last state (see --set save_every=STEPS).
 """
@@ -26,7 +30,9 @@ Ctrl-C loses nothing that was saved: --resume goes on from the last state (see -
 
 def parser() -> cli.Parser:
     made = cli.Parser(prog="python -m trainers", description="Train a model to a checkpoint.", epilog=EXAMPLES)
-    made.add_argument("model", metavar="MODEL", help=", ".join(models.names()))
+    made.add_argument(
+        "model", metavar="MODEL", help=f"{', '.join(models.names())}, FILE.py:FACTORY, torchvision:NAME or timm:NAME"
+    )
     made.add_argument(
         "--data",
         default="synthetic",
@@ -34,6 +40,14 @@ def parser() -> cli.Parser:
         help="a source (mnist, cifar10, tinyimagenet, synthetic, synthetic:K) or a folder, zip or tar "
         "(default: synthetic)",
     )
+    made.add_argument(
+        "--input", type=_shape, metavar="CxHxW", help="channels, height, width (default: the model's, else 3x224x224)"
+    )
+    made.add_argument("--classes", type=cli.positive, metavar="N", help="logits (default: as many as the data need)")
+    made.add_argument(
+        "--weights", type=Path, metavar="FILE", help="start from a .safetensors, .pt or .pth state dict; a last layer "
+        "for another number of classes starts fresh"
+    )  # fmt: skip
     length = made.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_above_zero, metavar="N", help="passes over the training split")
     length.add_argument("--steps", type=cli.positive, metavar="N", help="optimizer steps, instead of epochs")
@@ -66,6 +80,16 @@ def parser() -> cli.Parser:
     return made
 
 
+def _shape(text: str) -> tuple[int, int, int]:
+    channels, height, width = (int(part) for part in text.lower().split("x"))
+    if min(channels, height, width) < 1:
+        raise ValueError(text)
+    return channels, height, width
+
+
+_shape.__name__ = "channels x height x width (such as 3x224x224)"
+
+
 def _above_zero(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -86,32 +110,42 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> Checkpoint:
     """Train as the arguments say and print the closing line."""
-    spec, settings = models.get(arguments.model), _settings(arguments)
+    from trainers import external
 
-    from trainers import train
+    name, settings = external.allow(arguments.model), _settings(arguments)
+    spec = _shaped(models.get(name), arguments)
+
+    from trainers import start, train
     from trainers.checkpoint import folder_name
     from trainers.dataset import byte_count
     from trainers.open import open_dataset
 
     device = train.pick_device(arguments.device)
     source = arguments.data.partition(":")[0]
-    options, _ = spec.configure(
-        settings, spec.recipe(source, arguments.recipe)
-    )  # before any data is read: mistakes come first
-    folder = arguments.artifacts / folder_name(arguments.name or arguments.model)
+    # Before any data is read: mistakes come first.
+    options, recipe = spec.configure(settings, spec.recipe(source, arguments.recipe))
+    folder = arguments.artifacts / folder_name(arguments.name or name)
+    weights = start.read(arguments.weights, recipe) if arguments.weights else None
+    logits = start.try_out(name, spec, options, recipe, weights) if _is_new(name, arguments) else None
+    count = arguments.classes or logits
     data = open_dataset(
         arguments.data,
         shape=spec.shape(options),
-        num_classes=spec.num_classes,
+        num_classes=count or spec.num_classes,
         seed=arguments.seed or 0,
         cache=arguments.cache,
         pack_limit=byte_count(arguments.pack_limit) if arguments.pack_limit else None,
     )
+    data = data.widened(count) if count else data
     options, recipe = spec.configure(settings, train.fit(spec.recipe(data.info.name, arguments.recipe), device))
-    job = train.Job(model=arguments.model, options=options, recipe=recipe, input_shape=spec.shape(options))
-    counts = ", ".join(f"{name} {len(split)}" for name, split in data.splits.items())
+    job = train.Job(model=name, options=options, recipe=recipe, input_shape=spec.shape(options))
+    if ":" in name and not count:
+        start.confirm(name, spec, options, recipe, len(data.classes))
+    if weights:
+        job = start.with_weights(job, spec, weights, len(data.classes))
+    counts = ", ".join(f"{part} {len(split)}" for part, split in data.splits.items())
     train.say(
-        f"{arguments.model} on {data.info.name} ({counts}; {data.info.classes_used} classes, chance "
+        f"{name} on {data.info.name} ({counts}; {data.info.classes_used} classes, chance "
         f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {device}"
     )
     checkpoint = train.train(job, spec, data, device, folder, resume=arguments.resume)
@@ -122,6 +156,20 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
         f"{checkpoint.seconds:.1f} s, peak {cli.megabytes(metrics.peak_memory_bytes)}"
     )
     return checkpoint
+
+
+def _shaped(spec: ModelSpec, arguments: argparse.Namespace) -> ModelSpec:
+    """The spec with the input and the classes that the command line asks for."""
+    if arguments.input and "size" in spec.options:
+        raise UserError("--input: this model is told its image size by --set size=S; leave --input out")
+    return replace(
+        spec, input_shape=arguments.input or spec.input_shape, num_classes=arguments.classes or spec.num_classes
+    )
+
+
+def _is_new(name: str, arguments: argparse.Namespace) -> bool:
+    """Whether it is yet to be seen that model, input and weights go together."""
+    return ":" in name or bool(arguments.input or arguments.weights)
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, str]:

@@ -65,6 +65,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     files: tuple[File, ...]
     environment: Environment
     curve: tuple[Point, ...] = ()
+    started_from: File | None = None  # the user's weights that training began with
 
     @property
     def weights(self) -> File:
@@ -75,9 +76,9 @@ class Checkpoint(Record, frozen=True, kw_only=True):
 def folder_name(name: str) -> str:
     """A model's name as a safe folder name of letters, digits, dot, dash and underscore.
 
-    Raises UserError when nothing is left of it.
+    `FILE.py:FACTORY` becomes FACTORY. Raises UserError when nothing is left of it.
     """
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", re.sub(r".*\.py:", "", name)).strip("-.")
     if not safe or len(safe) > 100:
         raise UserError(f"{name!r} makes no usable folder name; give --name with letters and digits")
     return safe
@@ -90,10 +91,21 @@ def write_weights(state: dict[str, Tensor], path: Path) -> File:
 
     with atomic(path) as temporary:
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+            save_file(_apart(state), temporary)
         except SafetensorError as error:  # what a full disk is called there
             raise UserError(f"{path}: cannot be written ({error}); make room, then go on with --resume") from None
     return File.of(path)
+
+
+def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, of which no two share memory: tied weights are written once a name."""
+    apart, seen = {}, set()
+    for name, tensor in state.items():
+        plain = tensor.detach().cpu().contiguous()
+        memory = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if memory in seen else plain
+        seen.add(memory)
+    return apart
 
 
 def keep_previous(folder: Path, name: str = NAME) -> Path | None:

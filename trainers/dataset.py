@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from trainers.manifest import Struct
+from trainers.manifest import Struct, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +78,13 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     splits: Mapping[str, Split]
+
+    def widened(self, count: int) -> Dataset:
+        """The same data for a model with `count` logits, of which some may stay unused. Raises UserError on fewer."""
+        if count < len(self.classes):
+            raise UserError(f"{self.info.name} has {len(self.classes)} classes and the model {count}; it needs as many")
+        spare = tuple(f"unused {index}" for index in range(len(self.classes), count))
+        return replace(self, classes=self.classes + spare)
 
 
 def cache_folder() -> Path:

@@ -16,8 +16,12 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> optim.Optimizer:
     """A fused optimizer that decays weights, but neither norms nor biases."""
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
+    seen: set[nn.Parameter] = set()  # a tied parameter has more than one place
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
+            if parameter in seen:
+                continue
+            seen.add(parameter)
             (spared if isinstance(part, NORMS) or name == "bias" else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     if recipe.optimizer == "sgd":

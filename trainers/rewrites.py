@@ -29,6 +29,9 @@ def selected(text: str) -> list[str]:
 
 def rewrite(module: nn.Module, input_shape: tuple[int, int, int], names: Iterable[str]) -> int:
     """Apply these rewrites in place for images of (channels, height, width); returns how many modules were swapped."""
+    names = list(names)
+    if not names:
+        return 0
     sizes = _input_sizes(module, input_shape)
     swapped = 0
     for name in names:

@@ -80,6 +80,7 @@ class ModelSpec:
 
     `build(num_classes=…, input_shape=…, **options)` makes the module; `options` holds the model's own settings and
     their defaults (`--set name=value`). An option called `size` is the image's height and width in pixels.
+    `num_classes` is the number of logits for procedural data, and None for a model that follows whatever data it gets.
     `dataset` names the data source the model was made for; `recipes` holds a Recipe by data source, of which
     `dataset` must be one: it serves every source without its own. `named` holds further recipes (`--recipe NAME`) for
     `dataset`.
@@ -88,7 +89,7 @@ class ModelSpec:
     build: Callable[..., nn.Module]
     dataset: str
     input_shape: tuple[int, int, int]
-    num_classes: int
+    num_classes: int | None
     recipes: Mapping[str, Recipe]
     options: Mapping[str, Option] = field(default_factory=dict)
     named: Mapping[str, Recipe] = field(default_factory=dict)

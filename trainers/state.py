@@ -35,6 +35,9 @@ class TrainingState(Record, frozen=True, kw_only=True):
     scaler: dict[str, float]
     leg: int = 0  # which of the recipe's image sizes is being trained at
     curve: tuple[Point, ...] = ()
+    started_from: File | None = None
+    input_shape: tuple[int, int, int] | None = None  # None in states from before these two
+    num_classes: int | None = None
     files: tuple[File, ...]
 
 

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from trainers.evaluate import Score, evaluate
 from trainers.initialise import initialise
 from trainers.interrupt import deferred
 from trainers.learner import Learner, resized
-from trainers.manifest import CheckFailed, Struct, UserError, environment
+from trainers.manifest import CheckFailed, File, Struct, UserError, environment
 from trainers.optim import learning_rate
 from trainers.spec import ModelSpec, Option, Precision, Preprocess, Recipe, legs_of
 from trainers.state import TrainingState, clear_states, load_tensors, newest_state, save_state
@@ -41,6 +41,8 @@ class Job(Struct, frozen=True, kw_only=True):
     options: dict[str, Option]
     recipe: Recipe
     input_shape: tuple[int, int, int]
+    start: Callable[[], nn.Module] | None = None  # makes the module to go on from, instead of a fresh one
+    started_from: File | None = None  # the weights that it has then
 
 
 def pick_device(name: str) -> torch.device:
@@ -103,8 +105,11 @@ class Run:
         self.ends = list(itertools.accumulate(steps))  # the last step of each leg
         self.steps = self.ends[-1]
         self.step, self.seconds, self.leg = 0, 0.0, 0
-        plain = self._build(self._shape(0))
-        initialise(plain, recipe.init)
+        if job.start is None:
+            plain = self._build(self._shape(0))
+            initialise(plain, recipe.init)
+        else:
+            plain = job.start()
         self._learn(plain)
         self.sums = torch.zeros(2, device=device, dtype=torch.float64)  # the epoch's loss and hits, on the device
         self.seen = 0  # images behind these sums
@@ -180,6 +185,7 @@ class Run:
             files=(write_weights(weights, self.folder / f"{NAME}.safetensors"),),
             environment=environment(),
             curve=tuple(self.curve),
+            started_from=self.job.started_from,
         )
         checkpoint.save(self.folder / f"{NAME}.json")
         clear_states(self.folder)
@@ -225,7 +231,7 @@ class Run:
         shape = self._shape(self.leg)
         self.learner = Learner(plain, self.recipe, self.device, shape)
         self.preprocess = Preprocess(
-            size=shape[1:], resize=min(shape[1:]), mean=self.data.mean, std=self.data.std
+            size=shape[1:], resize=max(shape[1:]), mean=self.data.mean, std=self.data.std
         )  # whole images, scaled to the model's size
 
     def _shape(self, leg: int) -> tuple[int, int, int]:
@@ -311,6 +317,9 @@ class Run:
             "scaler": scaler.state_dict() if scaler.is_enabled() else {},
             "leg": self.leg,
             "curve": tuple(self.curve),
+            "started_from": self.job.started_from,
+            "input_shape": self.job.input_shape,
+            "num_classes": len(self.data.classes),
         }
         save_state(self.folder, fields, self.learner.state() | {"sums": self.sums})
 
@@ -332,8 +341,17 @@ class Run:
         for key in Recipe.__struct_fields__:
             if key != "save_every":  # how often a run is saved does not change it
                 pairs[key] = (getattr(old.recipe, key), getattr(self.recipe, key))
+        classes = len(old.classes) if isinstance(old, Checkpoint) else old.num_classes
+        pairs["input"] = (old.input_shape or self.job.input_shape, self.job.input_shape)
+        pairs["classes"] = (classes or len(self.data.classes), len(self.data.classes))
+        pairs["weights"] = (_short(old.started_from), _short(self.job.started_from))
         other_images = ["data: other images"] if old.data.splits != self.data.info.splits else []
         return other_images + [f"{key}: {was}, now {now}" for key, (was, now) in pairs.items() if was != now]
+
+
+def _short(file: File | None) -> str | None:
+    """A file's content in a few letters."""
+    return file.sha256[:12] if file else None
 
 
 def say(line: str) -> None:

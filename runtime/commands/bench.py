@@ -29,6 +29,8 @@ NOT_BY_DEFAULT = ("null",)  # measured only when named
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("targets", nargs="+", metavar="MODEL|PATH", help="a model's folder under DIR, or a model file")
+    parser.add_argument("--model", action="append", default=[], metavar="FILE.py:FACTORY",
+                        help="the file of a model of your own, for PyTorch's engines: no record runs it")  # fmt: skip
     parser.add_argument("--backends", metavar="A,B", help="engines to measure (default: all but null)")
     parser.add_argument("--batch", type=batches, default=(1,), metavar="1,8,32", help="batch sizes (default: 1)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all usable cores)")
@@ -100,8 +102,21 @@ def _plan(arguments: argparse.Namespace, environment: Environment) -> Plan:
     return Plan(
         backends=chosen, batches=arguments.batch, device=device, threads=_threads(arguments.threads, environment),
         rounds=arguments.rounds, seconds=arguments.seconds, timeout=arguments.timeout, options=options,
-        memory_bytes=memory_limit(environment, device),
+        factories=_factories(arguments), memory_bytes=memory_limit(environment, device),
     )  # fmt: skip
+
+
+def _factories(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The user's own models that this command line names, by full paths. Raises UserError on a file that is not there.
+
+    Only the workers run them.
+    """
+    from trainers import external
+
+    typed = [text for text in (*arguments.targets, *arguments.model) if external.is_file(text)]
+    for text in typed:
+        external.allow(text)
+    return tuple(str(Path(text).expanduser().resolve()) for text in typed)
 
 
 def pick_device(asked: str, environment: Environment) -> str:

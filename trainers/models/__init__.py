@@ -1,4 +1,7 @@
-"""The models that can be trained by name: one file each, whose name is the command line's and which defines SPEC."""
+"""The models that can be trained by name: one file each, whose name is the command line's and which defines SPEC.
+
+External models, whose names have a colon, are in trainers/external.py.
+"""
 
 from __future__ import annotations
 
@@ -19,5 +22,9 @@ def names() -> list[str]:
 
 def get(name: str) -> ModelSpec:
     """The model's SPEC. Raises UserError naming the nearest known model."""
+    if ":" in name:
+        from trainers import external
+
+        return external.spec(name)
     spec: ModelSpec = importlib.import_module(f"{__name__}.{choose(name, names(), 'model')}").SPEC
     return spec
