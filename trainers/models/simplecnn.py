@@ -28,7 +28,7 @@ SPEC = ModelSpec(
     num_classes=10,
     options={"width": 32},
     recipes={
-        "mnist": Recipe(epochs=10, batch_size=64, lr=3e-3, weight_decay=0.05, crop=2),
+        "mnist": Recipe(epochs=18, batch_size=128, lr=8e-3, weight_decay=0.05, crop=2),
         "synthetic": Recipe(epochs=4, batch_size=64, lr=3e-3, weight_decay=0.05),
     },
 )
