@@ -58,6 +58,15 @@ class Recipe(Struct, frozen=True, kw_only=True):
     save_every: int | None = None  # steps between training states; None: at the end of each epoch
 
 
+class FakeQuantization(Struct, frozen=True, kw_only=True):
+    """How `--qat` quantizes while it trains. Every field but the name can be set by `--set field=value`."""
+
+    quantizer: Literal["symmetric-int8"] = "symmetric-int8"
+    averaging: float = 0.05  # an activation's range: the weight of the latest batch in the moving average
+    freeze_ranges: float = 0.6  # share of the steps after which ranges stand
+    freeze_norms: float = 0.8  # share of the steps after which batch norm statistics stand
+
+
 class Preprocess(Struct, frozen=True, kw_only=True):
     """What turns an RGB or grey uint8 image into the model's input.
 
