@@ -19,6 +19,7 @@ examples:
   python -m trainers convnext --data tiny-imagenet-200.zip --steps 300
   python -m trainers resnet18 --set stem=cifar --set lr=0.2 --epochs 10
   python -m trainers convnext --data tinyimagenet --resume
+  python -m trainers simplecnn --qat                      fine-tune its checkpoint for int8: artifacts/simplecnn-qat
 
 Ctrl-C loses nothing that was saved: --resume goes on from the last state (see --set save_every=STEPS).
 """
@@ -29,10 +30,9 @@ def parser() -> cli.Parser:
     made.add_argument("model", metavar="MODEL", help=", ".join(models.names()))
     made.add_argument(
         "--data",
-        default="synthetic",
         metavar="NAME|PATH",
         help="a source (mnist, cifar10, tinyimagenet, synthetic, synthetic:K) or a folder, zip or tar "
-        "(default: synthetic)",
+        "(default: synthetic; with --qat the checkpoint's own)",
     )
     length = made.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_above_zero, metavar="N", help="passes over the training split")
@@ -57,6 +57,9 @@ def parser() -> cli.Parser:
         metavar="KEY=VALUE",
         dest="settings",
         help="a model option (stem=cifar, size=64) or a recipe field (lr, optimizer, save_every, …)",
+    )
+    made.add_argument(
+        "--qat", action="store_true", help="go on from MODEL's checkpoint with fake quantization, into MODEL-qat"
     )
     made.add_argument("--resume", action="store_true", help="go on from the last saved state, if there is one")
     made.add_argument("--name", help="folder under the artifacts (default: the model's name)")
@@ -86,6 +89,8 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> Checkpoint:
     """Train as the arguments say and print the closing line."""
+    if arguments.qat:
+        return _quantized(arguments)
     spec, settings = models.get(arguments.model), _settings(arguments)
 
     from trainers import train
@@ -94,13 +99,14 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
     from trainers.open import open_dataset
 
     device = train.pick_device(arguments.device)
-    source = arguments.data.partition(":")[0]
+    named = arguments.data or "synthetic"
+    source = named.partition(":")[0]
     options, _ = spec.configure(
         settings, spec.recipe(source, arguments.recipe)
     )  # before any data is read: mistakes come first
     folder = arguments.artifacts / folder_name(arguments.name or arguments.model)
     data = open_dataset(
-        arguments.data,
+        named,
         shape=spec.shape(options),
         num_classes=spec.num_classes,
         seed=arguments.seed or 0,
@@ -115,13 +121,30 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
         f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {device}"
     )
     checkpoint = train.train(job, spec, data, device, folder, resume=arguments.resume)
+    _close(checkpoint, folder)
+    return checkpoint
+
+
+def _quantized(arguments: argparse.Namespace) -> Checkpoint:
+    if arguments.recipe != "default":
+        raise UserError("--qat goes on with the checkpoint's own recipe; leave --recipe out")
+    from trainers.finetune import quantized
+
+    checkpoint, folder = quantized(arguments, _settings(arguments))
+    _close(checkpoint, folder)
+    return checkpoint
+
+
+def _close(checkpoint: Checkpoint, folder: Path) -> None:
+    """The closing line."""
+    from trainers import train
+
     metrics = checkpoint.metrics
     train.say(
         f"{folder / 'checkpoint.safetensors'}: top-1 {metrics.top1:.2f}%, top-5 {metrics.top5:.2f}% on "
         f"{metrics.images} {metrics.split} images; {metrics.images_per_second:.0f} images/s, "
         f"{checkpoint.seconds:.1f} s, peak {cli.megabytes(metrics.peak_memory_bytes)}"
     )
-    return checkpoint
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, str]:

@@ -31,6 +31,11 @@ def convert(module: nn.Module) -> nn.Module:
     return converted
 
 
+def check_installed() -> None:
+    """Raises UserError when torchao is missing."""
+    _quantizer()
+
+
 def _quantizer():  # type: ignore[no-untyped-def]
     """`trainers.quantizer`, which imports torchao. Raises UserError when that is not installed."""
     level = logging.root.manager.disable

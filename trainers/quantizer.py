@@ -16,6 +16,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 from trainers.manifest import UserError
+from trainers.optim import is_norm
 from trainers.spec import FakeQuantization
 
 ANNOTATION = "quantization_annotation"  # torchao's key in a node's `meta`
@@ -193,6 +194,9 @@ def prepare(module: nn.Module, input_shape: tuple[int, int, int], settings: Fake
     traced = program.module(check_guards=False)
     assert isinstance(traced, fx.GraphModule)
     made = FakeQuantized(prepare_qat_pt2e(traced, SymmetricInt8(settings)), settings).to(device).eval()
+    for path, part in module.named_modules():
+        if is_norm(part):
+            made.graph.get_submodule(path).was_norm = True  # type: ignore[assignment]
     for place in made.places:
         place.observing = isinstance(place, PerChannel)
     with torch.no_grad():

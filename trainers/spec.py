@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -58,13 +58,16 @@ class Recipe(Struct, frozen=True, kw_only=True):
     save_every: int | None = None  # steps between training states; None: at the end of each epoch
 
 
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
 class FakeQuantization(Struct, frozen=True, kw_only=True):
-    """How `--qat` quantizes while it trains. Every field but the name can be set by `--set field=value`."""
+    """How `--qat` quantizes while it trains. Every field can be set by `--set field=value`."""
 
     quantizer: Literal["symmetric-int8"] = "symmetric-int8"
-    averaging: float = 0.05  # an activation's range: the weight of the latest batch in the moving average
-    freeze_ranges: float = 0.6  # share of the steps after which ranges stand
-    freeze_norms: float = 0.8  # share of the steps after which batch norm statistics stand
+    averaging: Share = 0.05  # an activation's range: the weight of the latest batch in the moving average
+    freeze_ranges: Share = 0.6  # share of the steps after which ranges stand
+    freeze_norms: Share = 0.8  # share of the steps after which batch norm statistics stand
 
 
 class Preprocess(Struct, frozen=True, kw_only=True):
@@ -122,7 +125,7 @@ class ModelSpec:
         options, changes = dict(self.options), msgspec.to_builtins(recipe)
         for key, text in settings.items():
             choose(key, [*options, *changes], "setting")
-            (options if key in options else changes)[key] = _parse(text)
+            (options if key in options else changes)[key] = parse(text)
         if changes["sizes"] is not None and {"epochs", "steps", "size"} & set(settings):
             if "sizes" in settings:
                 raise UserError("sizes says how long and at which size; leave out epochs, steps and size")
@@ -188,7 +191,7 @@ def check(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
     """`--set` values are JSON where they parse as such (numbers, true, null), else plain text."""
     try:
         value = msgspec.json.decode(text)

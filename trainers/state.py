@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainers.checkpoint import Point, write_weights
+from trainers.checkpoint import Point, Quantization, write_weights
 from trainers.dataset import DataInfo
 from trainers.manifest import File, Record, UserError
 from trainers.spec import Option, Recipe
@@ -35,6 +35,7 @@ class TrainingState(Record, frozen=True, kw_only=True):
     scaler: dict[str, float]
     leg: int = 0  # which of the recipe's image sizes is being trained at
     curve: tuple[Point, ...] = ()
+    qat: Quantization | None = None
     files: tuple[File, ...]
 
 

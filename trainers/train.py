@@ -8,9 +8,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainers.allocator import keep_freed_memory
 from trainers.batches import Batch, evaluation_batches, steps_per_epoch, training_batches
-from trainers.checkpoint import NAME, Checkpoint, Metrics, Point, keep_previous, write_weights
+from trainers.checkpoint import NAME, Checkpoint, Metrics, Point, Quantization, keep_previous, write_weights
 from trainers.cli import progress
 from trainers.dataset import Dataset
 from trainers.evaluate import Score, evaluate
@@ -41,6 +41,8 @@ class Job(Struct, frozen=True, kw_only=True):
     options: dict[str, Option]
     recipe: Recipe
     input_shape: tuple[int, int, int]
+    qat: Quantization | None = None
+    start: Callable[[], nn.Module] | None = None  # makes the module to go on from, instead of a fresh one
 
 
 def pick_device(name: str) -> torch.device:
@@ -103,8 +105,11 @@ class Run:
         self.ends = list(itertools.accumulate(steps))  # the last step of each leg
         self.steps = self.ends[-1]
         self.step, self.seconds, self.leg = 0, 0.0, 0
-        plain = self._build(self._shape(0))
-        initialise(plain, recipe.init)
+        if job.start is None:
+            plain = self._build(self._shape(0))
+            initialise(plain, recipe.init)
+        else:
+            plain = job.start()
         self._learn(plain)
         self.sums = torch.zeros(2, device=device, dtype=torch.float64)  # the epoch's loss and hits, on the device
         self.seen = 0  # images behind these sums
@@ -180,6 +185,7 @@ class Run:
             files=(write_weights(weights, self.folder / f"{NAME}.safetensors"),),
             environment=environment(),
             curve=tuple(self.curve),
+            qat=self.job.qat,
         )
         checkpoint.save(self.folder / f"{NAME}.json")
         clear_states(self.folder)
@@ -268,6 +274,8 @@ class Run:
                 self.seconds += time.perf_counter() - began
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
+        if self.job.qat is not None:
+            cast(Any, self.learner.plain).progress(self.step / self.steps)
         self.sums += self.learner.step(images, labels, learning_rate(self.recipe, self._scheduled(), self.steps))
         self.seen += len(labels)
         self.step += 1
@@ -311,6 +319,7 @@ class Run:
             "scaler": scaler.state_dict() if scaler.is_enabled() else {},
             "leg": self.leg,
             "curve": tuple(self.curve),
+            "qat": self.job.qat,
         }
         save_state(self.folder, fields, self.learner.state() | {"sums": self.sums})
 
@@ -332,6 +341,8 @@ class Run:
         for key in Recipe.__struct_fields__:
             if key != "save_every":  # how often a run is saved does not change it
                 pairs[key] = (getattr(old.recipe, key), getattr(self.recipe, key))
+        was, now = (msgspec.to_builtins(qat, builtin_types=()) if qat else {} for qat in (old.qat, self.job.qat))
+        pairs |= {f"qat {key}": (was.get(key), now.get(key)) for key in was | now}
         other_images = ["data: other images"] if old.data.splits != self.data.info.splits else []
         return other_images + [f"{key}: {was}, now {now}" for key, (was, now) in pairs.items() if was != now]
 
