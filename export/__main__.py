@@ -32,6 +32,7 @@ examples:
   python -m export convnext --all                   change one factor at a time: about 16 files
   python -m export simplecnn --train --quantize     train a short checkpoint first if there is none
   python -m export resnet18 --quantize --target tensorrt --calibration-data my-images/
+  python -m export simplecnn-qat                    int8 as python -m trainers simplecnn --qat trained it
 
 Exit status 1: a file was made, but is further from PyTorch than its precision allows; it lies in
 artifacts/MODEL/failed. Look at any file with: netron FILE
@@ -191,7 +192,7 @@ def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) 
     import torch
 
     from export.activations import has_gelu
-    from export.plan import Wish, plan
+    from export.plan import Wish, plan, plan_trained
     from trainers.checkpoint import build
 
     with torch.device("meta"):
@@ -206,7 +207,7 @@ def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) 
         all=arguments.all,
         grid=arguments.grid,
     )
-    return plan(wish, gelu)
+    return plan(wish, gelu) if job.checkpoint.qat is None else plan_trained(wish, arguments.target)
 
 
 def _announce(job: Job, variants: list[Variant], json: bool) -> None:

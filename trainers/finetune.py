@@ -50,14 +50,13 @@ def quantized(arguments: argparse.Namespace, settings: Mapping[str, str]) -> tup
         start=lambda: qat.prepare(load_model(record, source), record.input_shape, how),
     )
     device = pick_device(arguments.device)
-    say(f"{source / NAME}.safetensors (top-1 {record.metrics.top1:.2f}%) on {data.info.name}, int8 in training, {device}")
+    before = record.metrics.top1
+    say(f"{source / NAME}.safetensors, top-1 {before:.2f}%, on {data.info.name}, fake-quantized to int8, {device}")
     keep(record, record.weights.verify(source), folder)
     return train(job, spec, data, device, folder, resume=arguments.resume), folder
 
 
-def configure(
-    spec: ModelSpec, record: Checkpoint, settings: Mapping[str, str]
-) -> tuple[FakeQuantization, Recipe]:
+def configure(spec: ModelSpec, record: Checkpoint, settings: Mapping[str, str]) -> tuple[FakeQuantization, Recipe]:
     """The quantizer's settings and the recipe: the checkpoint's own, a tenth of its rate, one epoch, a short warm-up.
 
     Raises UserError on a setting that is unknown, impossible, or the checkpoint's to decide.

@@ -126,7 +126,7 @@ class SymmetricInt8(Quantizer):
     def validate(self, model: fx.GraphModule) -> None:
         """Raises UserError for what would not be quantized, or would be folded wrongly."""
         if not any(ANNOTATION in node.meta for node in model.graph.nodes):
-            raise UserError("--qat: the model has no 2-d convolution and no fully connected layer; train it without")
+            raise UserError("--qat: no 2-d convolution or fully connected layer, so nothing to quantize; leave --qat out")
         for node in model.graph.nodes:
             if node.target is NORM and node.args[7] != NORM_EPS:
                 raise UserError(
@@ -207,7 +207,7 @@ def prepare(module: nn.Module, input_shape: tuple[int, int, int], settings: Fake
 
 
 def convert(module: FakeQuantized) -> nn.Module:
-    """The module in integer form, batch norms folded: Q/DQ pairs around what is float in PyTorch. `module` is used up."""
+    """The module in integer form, batch norms folded: Q/DQ pairs at its places. `module` is used up."""
     converted = convert_pt2e(module.eval().graph)
     for part in converted.modules():
         part.training = False  # torchao forbids eval(), and the exporter looks at this
