@@ -79,7 +79,8 @@ def test_the_module_rebuilt_gives_the_accuracy_recorded(trained: Path) -> None:
     split = reopen(record.data, shape=record.input_shape, num_classes=10).splits["test"]
     cpu = torch.device("cpu")
     score = evaluate(module, evaluation_batches(split, record.preprocess, 128, cpu), cpu, "fp32")
-    assert (score.top1, score.images) == (record.metrics.top1, record.metrics.images)
+    assert score.images == record.metrics.images
+    assert score.top1 == pytest.approx(record.metrics.top1, abs=0.11)  # one image, should a sum end otherwise
     assert score.loss == pytest.approx(record.metrics.loss)
 
 
@@ -95,7 +96,7 @@ def test_the_export_is_the_fake_quantized_module_in_integers(trained: Path, expo
     parity = exported.parity
     assert parity.passed
     assert (exported.variant.precision, exported.variant.target) == ("int8-qat", "tensorrt")
-    assert parity.max_abs_err < 0.01 * parity.logit_scale  # one rounding step more or less would be ten times that
+    assert parity.max_abs_err < 0.01 * parity.logit_scale
     assert parity.batches == (1, 32)
     assert exported.attested == {"Conv": {"int8": 1}, "Gemm": {"int8": 1}}
     assert exported.inputs[0].shape[0] is None
@@ -127,15 +128,14 @@ def test_onnxruntime_is_timed_and_checked_against_the_fake_quantized_module(trai
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(trained: Path, tmp_path: Path) -> None:
-    flags = [*FLAGS, "--steps", "24", "--set", "save_every=6", "--set", "freeze_ranges=0.5", "--artifacts"]
-    weights = []
+    flags = [*FLAGS, "--steps", "40", "--set", "save_every=8", "--set", "freeze_ranges=0.5", "--artifacts"]
     for name in ("whole", "cut"):
         shutil.copytree(trained / "simplecnn", tmp_path / name / "simplecnn")
     succeed("trainers", "simplecnn", *flags, tmp_path / "whole")
     command = [sys.executable, "-m", "trainers", "simplecnn", *flags, str(tmp_path / "cut")]
     folder = tmp_path / "cut" / "simplecnn-qat"
     victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while victim.poll() is None and not (folder / "state-00000006.json").exists():
+    while victim.poll() is None and not (folder / "state-00000008.json").exists():
         time.sleep(0.005)
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
@@ -158,7 +158,6 @@ def test_a_killed_run_resumes_to_the_same_bytes(trained: Path, tmp_path: Path) -
         (("trainers", "simplecnn", *FLAGS, "--set", "averaging=0"), "Expected `float` > 0"),
         (("trainers", "simplecnn", *FLAGS, "--set", "averagin=0.1"), "did you mean averaging?"),
         (("trainers", "simplecnn", *FLAGS, "--recipe", "fast"), "leave --recipe out"),
-        (("trainers", "simplecnn", *FLAGS, "--data", "synthetic:3"), "same classes"),
         (("export", "simplecnn-qat", "--quantize", "fp16"), "leave --quantize out"),
         (("export", "simplecnn-qat", "--exporter", "eager"), "leave --exporter out"),
         (("export", "simplecnn-qat", "--target", "cpu"), "leave --target out"),
@@ -170,6 +169,18 @@ def test_what_cannot_be_had_gets_one_line(trained: Path, arguments: tuple[str, .
     before = sorted(trained.rglob("*"))
     expect_refusal(*arguments, "--artifacts", trained, says=says)
     assert sorted(trained.rglob("*")) == before
+
+
+def test_images_of_other_classes_are_refused(trained: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in ("cats", "dogs"):
+        (tmp_path / "pets" / "train" / name).mkdir(parents=True)
+        for index in range(5):
+            Image.new("L", (28, 28), 40 * index).save(tmp_path / "pets" / "train" / name / f"{index}.png")
+    flags = (*FLAGS, "--data", tmp_path / "pets", "--artifacts", trained, "--name", "pets")
+    expect_refusal("trainers", "simplecnn", *flags, says="same classes")
+    assert not (trained / "pets").exists()
 
 
 def test_a_changed_record_is_refused(copy: Path) -> None:
@@ -194,7 +205,7 @@ def test_weights_that_do_not_fit_the_settings_are_refused(copy: Path, change: st
     says = {"missing": "Missing key", "unexpected": "Unexpected key", "shape": "size mismatch"}[change]
     scale = state.pop(name)
     if change != "missing":
-        state |= {"unexpected": {name: scale, f"{name}2": scale}, "shape": {name: scale[:16].clone()}}[change]
+        state |= {"unexpected": {name: scale, f"{name}2": scale.clone()}, "shape": {name: scale[:16].clone()}}[change]
     save_file(state, path)
     document = json.loads(path.with_suffix(".json").read_text())
     document["files"] = [{"path": path.name, "sha256": File.of(path).sha256, "bytes": File.of(path).bytes}]
@@ -273,7 +284,7 @@ def prepared() -> nn.Module:
 
 
 def test_norms_fold_and_the_file_computes_what_was_trained(prepared: nn.Module, tmp_path: Path) -> None:
-    images = torch.randn(9, *SHAPE)
+    images = torch.randn(9, *SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = prepared(images)
         assert torch.equal(prepared(images), expected)  # dropout is off, statistics stand
@@ -288,12 +299,12 @@ def test_norms_fold_and_the_file_computes_what_was_trained(prepared: nn.Module, 
     operators = [node.op_type for node in onnx.load(path).graph.node]
     assert operators.count("Conv") == 2
     assert "BatchNormalization" not in operators
-    zeros = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.data_type == t.INT8]
-    assert min(array.min() for array in zeros if array.ndim > 1) >= -127  # weights; TensorRT's kernels ask for it
-    assert all((array == 0).all() for array in zeros if array.ndim < 2)  # symmetric: every zero point is 0
+    integers = [onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.data_type == t.INT8]
+    assert min(array.min() for array in integers if array.ndim > 1) >= -127  # weights; TensorRT's kernels ask for it
+    assert all((array == 0).all() for array in integers if array.ndim < 2)  # symmetric: every zero point is 0
     for batch in (1, 2, 9):
         logits = session(path).run(None, {"images": images[:batch].numpy()})[0]
-        np.testing.assert_allclose(logits, expected[:batch].numpy(), atol=0.02 * float(expected.std()))
+        np.testing.assert_allclose(logits, expected[:batch].numpy(), atol=0.05 * float(expected.std()))
 
 
 def test_norms_and_biases_of_the_traced_module_are_not_decayed(prepared: nn.Module) -> None:

@@ -126,7 +126,7 @@ class SymmetricInt8(Quantizer):
     def validate(self, model: fx.GraphModule) -> None:
         """Raises UserError for what would not be quantized, or would be folded wrongly."""
         if not any(ANNOTATION in node.meta for node in model.graph.nodes):
-            raise UserError("--qat: no 2-d convolution or fully connected layer, so nothing to quantize; leave --qat out")
+            raise UserError("--qat: without 2-d convolution or linear layer there is nothing to quantize; leave it out")
         for node in model.graph.nodes:
             if node.target is NORM and node.args[7] != NORM_EPS:
                 raise UserError(

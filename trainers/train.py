@@ -341,7 +341,7 @@ class Run:
         for key in Recipe.__struct_fields__:
             if key != "save_every":  # how often a run is saved does not change it
                 pairs[key] = (getattr(old.recipe, key), getattr(self.recipe, key))
-        was, now = (msgspec.to_builtins(qat, builtin_types=()) if qat else {} for qat in (old.qat, self.job.qat))
+        was, now = (msgspec.to_builtins(qat) if qat else {} for qat in (old.qat, self.job.qat))
         pairs |= {f"qat {key}": (was.get(key), now.get(key)) for key in was | now}
         other_images = ["data: other images"] if old.data.splits != self.data.info.splits else []
         return other_images + [f"{key}: {was}, now {now}" for key, (was, now) in pairs.items() if was != now]
