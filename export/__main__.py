@@ -13,6 +13,7 @@ from export.precision import PRECISIONS
 from export.variant import OPSET
 from trainers import cli, models
 from trainers.manifest import CheckFailed, UserError, gpu
+from trainers.qat import SUFFIX
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
@@ -139,6 +140,11 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[Checkpoint, Path]:
     else:
         path = arguments.artifacts / folder_name(arguments.model) / f"{NAME}.json"
         if not path.is_file():
+            if arguments.model.endswith(SUFFIX):
+                raise UserError(
+                    f"no checkpoint in {path.parent}; make one with: "
+                    f"python -m trainers {arguments.model.removesuffix(SUFFIX)} --qat"
+                )
             cli.choose(arguments.model, models.names(), "model")
             if not arguments.train:
                 raise UserError(

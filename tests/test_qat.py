@@ -158,6 +158,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(trained: Path, tmp_path: Path) -
         (("trainers", "simplecnn", *FLAGS, "--set", "averaging=0"), "Expected `float` > 0"),
         (("trainers", "simplecnn", *FLAGS, "--set", "averagin=0.1"), "did you mean averaging?"),
         (("trainers", "simplecnn", *FLAGS, "--recipe", "fast"), "leave --recipe out"),
+        (("export", "resnet18-qat"), "python -m trainers resnet18 --qat"),
         (("export", "simplecnn-qat", "--quantize", "fp16"), "leave --quantize out"),
         (("export", "simplecnn-qat", "--exporter", "eager"), "leave --exporter out"),
         (("export", "simplecnn-qat", "--target", "cpu"), "leave --target out"),

@@ -13,7 +13,7 @@ import msgspec
 from trainers import models, qat
 from trainers.checkpoint import NAME, Checkpoint, Quantization, folder_name, keep, load_model
 from trainers.cli import choose
-from trainers.dataset import Dataset
+from trainers.dataset import Dataset, byte_count
 from trainers.manifest import UserError
 from trainers.open import open_dataset, reopen
 from trainers.spec import FakeQuantization, ModelSpec, Recipe, parse
@@ -33,6 +33,7 @@ def quantized(arguments: argparse.Namespace, settings: Mapping[str, str]) -> tup
     Raises UserError when there is no fp32 checkpoint, torchao is missing, or a setting cannot be had.
     """
     qat.check_installed()
+    device = pick_device(arguments.device)
     source = arguments.artifacts / folder_name(arguments.model)
     record = _origin(source, arguments)
     spec = models.get(record.model)
@@ -49,7 +50,6 @@ def quantized(arguments: argparse.Namespace, settings: Mapping[str, str]) -> tup
         qat=Quantization(settings=how, origin=record.weights.sha256),
         start=lambda: qat.prepare(load_model(record, source), record.input_shape, how),
     )
-    device = pick_device(arguments.device)
     before = record.metrics.top1
     say(f"{source / NAME}.safetensors, top-1 {before:.2f}%, on {data.info.name}, fake-quantized to int8, {device}")
     keep(record, record.weights.verify(source), folder)
@@ -99,8 +99,14 @@ def _data(record: Checkpoint, arguments: argparse.Namespace) -> Dataset:
     if arguments.data is None:
         data = reopen(record.data, shape=shape, num_classes=count, cache=arguments.cache)
     else:
-        seed = record.data.seed
-        data = open_dataset(arguments.data, shape=shape, num_classes=count, seed=seed, cache=arguments.cache)
+        data = open_dataset(
+            arguments.data,
+            shape=shape,
+            num_classes=count,
+            seed=record.data.seed,
+            cache=arguments.cache,
+            pack_limit=byte_count(arguments.pack_limit) if arguments.pack_limit else None,
+        )
     if data.classes != record.classes:
         raise UserError("--data: its classes are not the checkpoint's; give data of the same classes")
     return replace(data, mean=record.preprocess.mean, std=record.preprocess.std)
