@@ -13,6 +13,7 @@ from export.precision import PRECISIONS
 from export.variant import OPSET
 from trainers import cli, models
 from trainers.manifest import CheckFailed, UserError, gpu
+from trainers.qat import SUFFIX
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
@@ -32,6 +33,7 @@ examples:
   python -m export convnext --all                   change one factor at a time: about 16 files
   python -m export simplecnn --train --quantize     train a short checkpoint first if there is none
   python -m export resnet18 --quantize --target tensorrt --calibration-data my-images/
+  python -m export simplecnn-qat                    int8 as python -m trainers simplecnn --qat trained it
 
 Exit status 1: a file was made, but is further from PyTorch than its precision allows; it lies in
 artifacts/MODEL/failed. Look at any file with: netron FILE
@@ -147,6 +149,11 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[Checkpoint, Path]:
     else:
         path = arguments.artifacts / folder_name(arguments.model) / f"{NAME}.json"
         if not path.is_file():
+            if arguments.model.endswith(SUFFIX):
+                raise UserError(
+                    f"no checkpoint in {path.parent}; make one with: "
+                    f"python -m trainers {arguments.model.removesuffix(SUFFIX)} --qat"
+                )
             if ":" not in arguments.model:
                 cli.choose(arguments.model, models.names(), "model")
             if not arguments.train:
@@ -205,7 +212,7 @@ def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) 
     import torch
 
     from export.activations import has_gelu
-    from export.plan import Wish, plan
+    from export.plan import Wish, plan, plan_trained
     from trainers.checkpoint import build
 
     with torch.device("meta"):
@@ -220,7 +227,7 @@ def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) 
         all=arguments.all,
         grid=arguments.grid,
     )
-    return plan(wish, gelu)
+    return plan(wish, gelu) if job.checkpoint.qat is None else plan_trained(wish, arguments.target)
 
 
 def _announce(job: Job, variants: list[Variant], json: bool) -> None:

@@ -20,7 +20,8 @@ from export.artifact import FAILED, Artifact, Parent, Parity, Tensor, is_true
 from export.exporters import INPUT, OUTPUT, TORCH, Request, write_onnx
 from export.precision import PRECISIONS, Conversion, Tolerance, convert
 from export.variant import OPSET, Calibration, Variant
-from trainers.checkpoint import Checkpoint, load_model
+from trainers import qat
+from trainers.checkpoint import Checkpoint, load_model, origin
 from trainers.dataset import Dataset
 from trainers.manifest import PROGRAM, CheckFailed, File, UserError, environment, link_or_copy
 
@@ -49,9 +50,19 @@ class Job:
     def reference(self) -> File:
         return reference.write_reference(self.checkpoint, self.source, self.folder, self.data.splits["test"])
 
+    @cached_property
+    def origin(self) -> Checkpoint:
+        """The fp32 checkpoint that accuracy drops are counted from."""
+        return origin(self.checkpoint, self.source)
+
     def logits(self, gelu: str) -> np.ndarray:
         """PyTorch's logits on the verification images, with this activation."""
         return reference.logits(self.checkpoint, self.source, self.folder, gelu, self.verification)
+
+    @cached_property
+    def origin_logits(self) -> np.ndarray:
+        """PyTorch's logits in fp32, before anything was swapped or quantized."""
+        return reference.logits(self.origin, self.source, self.folder, "exact", self.verification)
 
 
 def complete(job: Job, variant: Variant) -> Variant:
@@ -134,6 +145,8 @@ def _write(job: Job, variant: Variant, path: Path) -> tuple[Parent, ...]:
         return (origin,)
     if PRECISIONS[variant.precision].module is None:
         module = swap_gelu(load_model(job.checkpoint, job.source), variant.gelu)
+        if PRECISIONS[variant.precision].trained:
+            module = qat.convert(module)
         request = Request(input_shape=job.checkpoint.input_shape, batch=variant.batch, opset=variant.opset or OPSET)
         write_onnx(variant.exporter, module, path, request)
         return (origin,)
@@ -159,7 +172,7 @@ def _describe(
 
 def _verify(job: Job, variant: Variant, path: Path) -> Parity:
     """Run the file on the verification images and compare it with PyTorch."""
-    expected, checkpoint = job.logits(variant.gelu), job.logits("exact")
+    expected, checkpoint = job.logits(variant.gelu), job.origin_logits
     if variant.exporter == TORCH:
         logits, single, tolerance = expected, expected[:0], Tolerance()
     else:

@@ -7,7 +7,7 @@ from itertools import product
 
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS, TORCH
-from export.precision import PRECISIONS
+from export.precision import CONVERTED, PRECISIONS, QAT
 from export.variant import OPSET, Variant
 from trainers.manifest import UserError
 
@@ -42,7 +42,35 @@ def plan(wish: Wish, has_gelu: bool) -> list[Variant]:
     return list(dict.fromkeys([_torch("exact"), _onnx(wish), *chosen]))
 
 
+def plan_trained(wish: Wish, target: str | None) -> list[Variant]:
+    """The one form of a checkpoint trained with `--qat`; `target` is what the command line named.
+
+    Raises UserError for a choice that the training has already made.
+    """
+    row = PRECISIONS[QAT]
+    wrong = {
+        f"--exporter {wish.exporter}": wish.exporter != "dynamo",
+        f"--gelu {wish.gelu}": wish.gelu != "exact",
+        f"--quantize {','.join(wish.precisions)}": any(name != QAT for name in wish.precisions),
+        f"--target {target}": target not in (None, *row.targets),
+        "--all": wish.all,
+        "--grid": wish.grid,
+    }
+    for flag, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(
+                f"{flag}: this checkpoint was trained with --qat, so its one form is {QAT}, by dynamo, for "
+                f"{row.targets[0]}; leave {flag.split()[0]} out, or export the fp32 checkpoint it came from"
+            )
+    return [_onnx(wish, precision=QAT, target=row.targets[0])]
+
+
 def _asked(wish: Wish) -> list[Variant]:
+    if QAT in wish.precisions:
+        raise UserError(
+            f"{QAT} is made of a checkpoint trained for it: python -m trainers NAME --qat, then "
+            "python -m export NAME-qat"
+        )
     exporters = tuple(EXPORTERS) if wish.exporter == "both" else (wish.exporter,)
     if wish.exporter == TORCH:
         if wish.precisions:
@@ -60,16 +88,16 @@ def _one_at_a_time(wish: Wish, has_gelu: bool) -> list[Variant]:
     gelus = tuple(ACTIVATIONS) if has_gelu else ("exact",)
     chosen = [_onnx(wish, exporter) for exporter in EXPORTERS]
     chosen += [_onnx(wish, gelu=gelu) for gelu in gelus]
-    chosen += [_onnx(wish, precision=precision, target=wish.target) for precision in PRECISIONS]
+    chosen += [_onnx(wish, precision=precision, target=wish.target) for precision in CONVERTED]
     chosen += [_onnx(wish, gelu=gelu, precision="int8", target=wish.target) for gelu in gelus]
-    chosen += [_onnx(wish, precision=name, target=target) for name, row in PRECISIONS.items() for target in row.targets]
+    chosen += [_onnx(wish, precision=name, target=target) for name in CONVERTED for target in PRECISIONS[name].targets]
     return chosen
 
 
 def _grid(wish: Wish, has_gelu: bool) -> list[Variant]:
     """Every exporter with every GELU, precision and target."""
     gelus = tuple(ACTIVATIONS) if has_gelu else ("exact",)
-    placed = [(name, target) for name, row in PRECISIONS.items() for target in row.targets or ("cpu",)]
+    placed = [(name, target) for name in CONVERTED for target in PRECISIONS[name].targets or ("cpu",)]
     return [_torch(gelu) for gelu in gelus] + [
         _onnx(wish, exporter, gelu, precision, target)
         for exporter, gelu, (precision, target) in product(EXPORTERS, gelus, placed)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import torch
 
-from trainers import models
-from trainers.checkpoint import Checkpoint, Metrics, write_weights
+from trainers import models, qat
+from trainers.checkpoint import Checkpoint, Metrics, Quantization, keep, load_model, write_weights
 from trainers.manifest import environment
 from trainers.open import open_dataset
-from trainers.spec import Preprocess
+from trainers.spec import FakeQuantization, Preprocess
 
 
 def random_checkpoint(artifacts: Path, model: str, **changes: object) -> Checkpoint:
@@ -36,5 +37,19 @@ def random_checkpoint(artifacts: Path, model: str, **changes: object) -> Checkpo
         ),
         files=(write_weights(module.state_dict(), folder / "checkpoint.safetensors"),), environment=environment(),
     )  # fmt: skip
+    record.save(folder / "checkpoint.json")
+    return record
+
+
+def fake_quantized_checkpoint(artifacts: Path, model: str) -> Checkpoint:
+    """The same, prepared for int8: its ranges are those of one batch."""
+    plain, folder = random_checkpoint(artifacts, model), artifacts / model
+    keep(plain, folder / "checkpoint.safetensors", folder)
+    how = Quantization(settings=FakeQuantization(), origin=plain.weights.sha256)
+    module = qat.prepare(load_model(plain, folder), plain.input_shape, how.settings)
+    with torch.no_grad():
+        module(torch.randn(2, *plain.input_shape))
+    files = (write_weights(module.state_dict(), folder / "checkpoint.safetensors"),)
+    record = msgspec.structs.replace(plain, files=files, qat=how)
     record.save(folder / "checkpoint.json")
     return record

@@ -5,26 +5,28 @@ TensorRT for RTX compiles without a GPU, so a machine without one still meets th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import random_checkpoint
+from checkpoints import fake_quantized_checkpoint, random_checkpoint
 
 from export.exporters import EXPORTERS
 from export.parity import session
 from export.pipeline import Job, export
-from export.precision import PRECISIONS
+from export.precision import CONVERTED, PRECISIONS, QAT
 from export.variant import Variant
 from trainers import models
+from trainers.checkpoint import Checkpoint
 from trainers.open import open_dataset
 
 pytestmark = pytest.mark.slow
 
 ARCHITECTURES = ("SM86", "SM120")
-CELLS = [(model, exporter, precision) for model in models.names() for exporter in EXPORTERS for precision in PRECISIONS]
+CELLS = [(model, exporter, precision) for model in models.names() for exporter in EXPORTERS for precision in CONVERTED]
 # What ONNX Runtime quantizes dynamically (ConvInteger) has no counterpart in TensorRT.
 BUILT = [cell for cell in CELLS if cell[2] != "int8-dynamic"]
 
@@ -35,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def job(folder: Path, model: str) -> Job:
-    checkpoint = random_checkpoint(folder, model)
+def job(folder: Path, model: str, make: Callable[[Path, str], Checkpoint] = random_checkpoint) -> Job:
+    checkpoint = make(folder, model)
     data = open_dataset("synthetic", shape=checkpoint.input_shape, num_classes=len(checkpoint.classes))
     place = folder / model
     return Job(
@@ -85,6 +87,16 @@ def test_onnxruntime_computes_every_convolution_in_integers(folder: Path, tmp_pa
 def test_tensorrt_builds_it(folder: Path, model: str, exporter: str, precision: str) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="install the tensorrt-rtx extra to meet TensorRT's compiler")
     assert len(compile_engine(trt, file_of(folder, model, exporter, precision, "tensorrt"))) > 1000
+
+
+@pytest.mark.parametrize("model", models.names())
+def test_tensorrt_builds_what_qat_trained(tmp_path: Path, model: str) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="install the tensorrt-rtx extra to meet TensorRT's compiler")
+    pytest.importorskip("torchao", reason="install the qat extra to prepare a model for quantization-aware training")
+    artifact = export(job(tmp_path, model, fake_quantized_checkpoint), Variant(precision=QAT, target="tensorrt"))
+    assert artifact.parity.passed, artifact.parity.reason
+    assert set(artifact.attested["Conv"]) == set(artifact.attested["Gemm"]) == {"int8"}
+    assert len(compile_engine(trt, tmp_path / model / artifact.file.path)) > 1000
 
 
 def compile_engine(trt: Any, path: Path) -> bytes:

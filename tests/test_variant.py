@@ -6,8 +6,8 @@ import pytest
 
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS
-from export.plan import Wish, plan
-from export.precision import PRECISIONS
+from export.plan import Wish, plan, plan_trained
+from export.precision import CONVERTED
 from export.variant import Variant
 from trainers.manifest import UserError
 
@@ -35,7 +35,7 @@ def test_all_changes_one_factor_at_a_time() -> None:
     assert len(names) == len(set(names)) == 15
     expected = [f"convnext-{exporter}-exact-fp32" for exporter in EXPORTERS]
     expected += [f"convnext-dynamo-{gelu}-{precision}" for gelu in ACTIVATIONS for precision in ("fp32", "int8")]
-    expected += [f"convnext-dynamo-exact-{precision}" for precision in PRECISIONS]
+    expected += [f"convnext-dynamo-exact-{precision}" for precision in CONVERTED]
     assert set(expected) <= set(names)
 
 
@@ -48,3 +48,11 @@ def test_a_model_without_gelu_has_no_gelu_variants() -> None:
 def test_the_baselines_come_with_every_export() -> None:
     names = [variant.name("m") for variant in plan(Wish(exporter="eager", precisions=("int8",)), has_gelu=False)]
     assert names == ["m-torch-exact-fp32", "m-dynamo-exact-fp32", "m-eager-exact-fp32", "m-eager-exact-int8"]
+
+
+def test_a_checkpoint_trained_for_int8_has_one_form() -> None:
+    (variant,) = plan_trained(Wish(batch=4, precisions=("int8-qat",)), None)
+    assert variant.name("m") == "m-dynamo-exact-int8-qat-tensorrt-b4"
+    assert "int8-qat" not in {variant.precision for variant in plan(Wish(grid=True), has_gelu=True)}
+    with pytest.raises(UserError, match="leave --grid out"):
+        plan_trained(Wish(grid=True), None)

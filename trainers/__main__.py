@@ -23,6 +23,7 @@ examples:
   python -m trainers convnext --data tinyimagenet --resume
   python -m trainers nets.py:make --data my-images/ --input 3x64x64      a model of your own
   python -m trainers torchvision:resnet50 --data my-images/ --weights resnet50.pth
+  python -m trainers simplecnn --qat                      fine-tune its checkpoint for int8: artifacts/simplecnn-qat
 
 Ctrl-C loses nothing that was saved: --resume goes on from the last state (see --set save_every=STEPS).
 """
@@ -35,10 +36,9 @@ def parser() -> cli.Parser:
     )
     made.add_argument(
         "--data",
-        default="synthetic",
         metavar="NAME|PATH",
         help="a source (mnist, cifar10, tinyimagenet, synthetic, synthetic:K) or a folder, zip or tar "
-        "(default: synthetic)",
+        "(default: synthetic; with --qat the checkpoint's own)",
     )
     made.add_argument(
         "--input", type=_shape, metavar="CxHxW", help="channels, height, width (default: the model's, else 3x224x224)"
@@ -71,6 +71,9 @@ def parser() -> cli.Parser:
         metavar="KEY=VALUE",
         dest="settings",
         help="a model option (stem=cifar, size=64) or a recipe field (lr, optimizer, save_every, …)",
+    )
+    made.add_argument(
+        "--qat", action="store_true", help="go on from MODEL's checkpoint with fake quantization, into MODEL-qat"
     )
     made.add_argument("--resume", action="store_true", help="go on from the last saved state, if there is one")
     made.add_argument("--name", help="folder under the artifacts (default: the model's name)")
@@ -110,6 +113,9 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> Checkpoint:
     """Train as the arguments say and print the closing line."""
+    if arguments.qat:
+        return _quantized(arguments)
+
     from trainers import external
 
     name, settings = external.allow(arguments.model), _settings(arguments)
@@ -121,7 +127,8 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
     from trainers.open import open_dataset
 
     device = train.pick_device(arguments.device)
-    source = arguments.data.partition(":")[0]
+    named = arguments.data or "synthetic"
+    source = named.partition(":")[0]
     # Before any data is read: mistakes come first.
     options, recipe = spec.configure(settings, spec.recipe(source, arguments.recipe))
     folder = arguments.artifacts / folder_name(arguments.name or name)
@@ -129,7 +136,7 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
     logits = start.try_out(name, spec, options, recipe, weights) if _is_new(name, arguments) else None
     count = arguments.classes or logits
     data = open_dataset(
-        arguments.data,
+        named,
         shape=spec.shape(options),
         num_classes=count or spec.num_classes,
         seed=arguments.seed or 0,
@@ -149,13 +156,30 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
         f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {device}"
     )
     checkpoint = train.train(job, spec, data, device, folder, resume=arguments.resume)
+    _close(checkpoint, folder)
+    return checkpoint
+
+
+def _quantized(arguments: argparse.Namespace) -> Checkpoint:
+    if arguments.recipe != "default":
+        raise UserError("--qat goes on with the checkpoint's own recipe; leave --recipe out")
+    from trainers.finetune import quantized
+
+    checkpoint, folder = quantized(arguments, _settings(arguments))
+    _close(checkpoint, folder)
+    return checkpoint
+
+
+def _close(checkpoint: Checkpoint, folder: Path) -> None:
+    """The closing line."""
+    from trainers import train
+
     metrics = checkpoint.metrics
     train.say(
         f"{folder / 'checkpoint.safetensors'}: top-1 {metrics.top1:.2f}%, top-5 {metrics.top5:.2f}% on "
         f"{metrics.images} {metrics.split} images; {metrics.images_per_second:.0f} images/s, "
         f"{checkpoint.seconds:.1f} s, peak {cli.megabytes(metrics.peak_memory_bytes)}"
     )
-    return checkpoint
 
 
 def _shaped(spec: ModelSpec, arguments: argparse.Namespace) -> ModelSpec:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 from trainers import models
 from trainers.dataset import DataInfo
 from trainers.manifest import Environment, File, Record, Struct, UserError, atomic, link_or_copy, sha256
-from trainers.spec import Option, Preprocess, Recipe
+from trainers.qat import prepare
+from trainers.spec import FakeQuantization, Option, Preprocess, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,6 +46,13 @@ class Point(Struct, frozen=True, kw_only=True):
     test_top1: float
 
 
+class Quantization(Struct, frozen=True, kw_only=True):
+    """What makes a checkpoint one of `--qat`: its weights are those of the module prepared with these settings."""
+
+    settings: FakeQuantization
+    origin: str  # sha256 of the fp32 weights it started from, kept beside it as checkpoint-<sha8>
+
+
 class Checkpoint(Record, frozen=True, kw_only=True):
     """Weights, and everything needed to use them again."""
 
@@ -66,6 +74,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     environment: Environment
     curve: tuple[Point, ...] = ()
     started_from: File | None = None  # the user's weights that training began with
+    qat: Quantization | None = None
 
     @property
     def weights(self) -> File:
@@ -120,12 +129,31 @@ def keep_previous(folder: Path, name: str = NAME) -> Path | None:
     digest = sha256(weights)
     if digest != old.weights.sha256:
         return None
-    kept = folder / f"{name}-{digest[:8]}.safetensors"
-    link_or_copy(weights, kept)
+    return keep(old, weights, folder)
+
+
+def keep(record: Checkpoint, weights: Path, folder: Path) -> Path:
+    """Give a checkpoint a second name in `folder`, `checkpoint-<sha8>`, that no later training replaces."""
     import msgspec
 
-    msgspec.structs.replace(old, files=(File.of(kept),)).save(kept.with_suffix(".json"))
+    kept = folder / f"{NAME}-{record.weights.sha256[:8]}.safetensors"
+    link_or_copy(weights, kept)
+    msgspec.structs.replace(record, files=(File.of(kept),)).save(kept.with_suffix(".json"))
     return kept
+
+
+def origin(record: Checkpoint, folder: Path) -> Checkpoint:
+    """The fp32 checkpoint that a `--qat` one started from; any other is its own.
+
+    Raises UserError when it no longer lies beside it.
+    """
+    if record.qat is None:
+        return record
+    path = folder / f"{NAME}-{record.qat.origin[:8]}.json"
+    found = Checkpoint.load(path)
+    if found.weights.sha256 != record.qat.origin:
+        raise UserError(f"{path} is not the checkpoint that the training with --qat started from; train again")
+    return found
 
 
 def build(record: Checkpoint) -> nn.Module:
@@ -137,6 +165,8 @@ def build(record: Checkpoint) -> nn.Module:
 def load_model(record: Checkpoint, folder: Path) -> nn.Module:
     """Build the checkpoint's module in eval mode on the CPU, with its weights; hash and shapes are checked.
 
+    That of a `--qat` checkpoint is fake-quantized.
+
     Raises UserError when the file is not the one recorded or does not fit the model.
     """
     from safetensors import SafetensorError
@@ -144,6 +174,8 @@ def load_model(record: Checkpoint, folder: Path) -> nn.Module:
 
     path = record.weights.verify(folder)
     module = build(record)
+    if record.qat is not None:
+        module = prepare(module, record.input_shape, record.qat.settings)
     try:
         state = load_file(path)
     except SafetensorError as error:

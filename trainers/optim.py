@@ -12,6 +12,11 @@ from trainers.spec import Recipe
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
+def is_norm(part: nn.Module) -> bool:
+    """Whether a module is a norm, or was one before it was traced."""
+    return isinstance(part, NORMS) or getattr(part, "was_norm", False)
+
+
 def make_optimizer(module: nn.Module, recipe: Recipe) -> optim.Optimizer:
     """A fused optimizer that decays weights, but neither norms nor biases."""
     decayed: list[nn.Parameter] = []
@@ -22,7 +27,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> optim.Optimizer:
             if parameter in seen:
                 continue
             seen.add(parameter)
-            (spared if isinstance(part, NORMS) or name == "bias" else decayed).append(parameter)
+            (spared if is_norm(part) or name == "bias" else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     if recipe.optimizer == "sgd":
         return optim.SGD(

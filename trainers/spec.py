@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -56,6 +56,18 @@ class Recipe(Struct, frozen=True, kw_only=True):
     deterministic: bool = False  # refuse operators that give other bits each time (a GPU has some)
     seed: int = 0
     save_every: int | None = None  # steps between training states; None: at the end of each epoch
+
+
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class FakeQuantization(Struct, frozen=True, kw_only=True):
+    """How `--qat` quantizes while it trains. Every field can be set by `--set field=value`."""
+
+    quantizer: Literal["symmetric-int8"] = "symmetric-int8"
+    averaging: Share = 0.05  # an activation's range: the weight of the latest batch in the moving average
+    freeze_ranges: Share = 0.6  # share of the steps after which ranges stand
+    freeze_norms: Share = 0.8  # share of the steps after which batch norm statistics stand
 
 
 class Preprocess(Struct, frozen=True, kw_only=True):
@@ -114,7 +126,7 @@ class ModelSpec:
         options, changes = dict(self.options), msgspec.to_builtins(recipe)
         for key, text in settings.items():
             choose(key, [*options, *changes], "setting")
-            (options if key in options else changes)[key] = _parse(text)
+            (options if key in options else changes)[key] = parse(text)
         if changes["sizes"] is not None and {"epochs", "steps", "size"} & set(settings):
             if "sizes" in settings:
                 raise UserError("sizes says how long and at which size; leave out epochs, steps and size")
@@ -180,7 +192,7 @@ def check(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
     """`--set` values are JSON where they parse as such (numbers, true, null), else plain text."""
     try:
         value = msgspec.json.decode(text)

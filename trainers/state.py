@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainers.checkpoint import Point, write_weights
+from trainers.checkpoint import Point, Quantization, write_weights
 from trainers.dataset import DataInfo
 from trainers.manifest import File, Record, UserError
 from trainers.spec import Option, Recipe
@@ -38,6 +38,7 @@ class TrainingState(Record, frozen=True, kw_only=True):
     started_from: File | None = None
     input_shape: tuple[int, int, int] | None = None  # None in states from before these two
     num_classes: int | None = None
+    qat: Quantization | None = None
     files: tuple[File, ...]
 
 

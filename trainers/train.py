@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainers.allocator import keep_freed_memory
 from trainers.batches import Batch, evaluation_batches, steps_per_epoch, training_batches
-from trainers.checkpoint import NAME, Checkpoint, Metrics, Point, keep_previous, write_weights
+from trainers.checkpoint import NAME, Checkpoint, Metrics, Point, Quantization, keep_previous, write_weights
 from trainers.cli import progress
 from trainers.dataset import Dataset
 from trainers.evaluate import Score, evaluate
@@ -43,6 +43,7 @@ class Job(Struct, frozen=True, kw_only=True):
     input_shape: tuple[int, int, int]
     start: Callable[[], nn.Module] | None = None  # makes the module to go on from, instead of a fresh one
     started_from: File | None = None  # the weights that it has then
+    qat: Quantization | None = None
 
 
 def pick_device(name: str) -> torch.device:
@@ -186,6 +187,7 @@ class Run:
             environment=environment(),
             curve=tuple(self.curve),
             started_from=self.job.started_from,
+            qat=self.job.qat,
         )
         checkpoint.save(self.folder / f"{NAME}.json")
         clear_states(self.folder)
@@ -274,6 +276,8 @@ class Run:
                 self.seconds += time.perf_counter() - began
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
+        if self.job.qat is not None:
+            cast(Any, self.learner.plain).progress(self.step / self.steps)
         self.sums += self.learner.step(images, labels, learning_rate(self.recipe, self._scheduled(), self.steps))
         self.seen += len(labels)
         self.step += 1
@@ -320,6 +324,7 @@ class Run:
             "started_from": self.job.started_from,
             "input_shape": self.job.input_shape,
             "num_classes": len(self.data.classes),
+            "qat": self.job.qat,
         }
         save_state(self.folder, fields, self.learner.state() | {"sums": self.sums})
 
@@ -345,6 +350,8 @@ class Run:
         pairs["input"] = (old.input_shape or self.job.input_shape, self.job.input_shape)
         pairs["classes"] = (classes or len(self.data.classes), len(self.data.classes))
         pairs["weights"] = (_short(old.started_from), _short(self.job.started_from))
+        was, now = (msgspec.to_builtins(qat) if qat else {} for qat in (old.qat, self.job.qat))
+        pairs |= {f"qat {key}": (was.get(key), now.get(key)) for key in was | now}
         other_images = ["data: other images"] if old.data.splits != self.data.info.splits else []
         return other_images + [f"{key}: {was}, now {now}" for key, (was, now) in pairs.items() if was != now]
 

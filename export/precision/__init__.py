@@ -1,7 +1,7 @@
 """Precisions: what `--quantize` can make of a verified fp32 ONNX file, and how close it must stay to PyTorch.
 
 Each conversion is a module here with `convert(source, destination, conversion)`; its row below is all that the
-command line, the plan and the contract tests know.
+command line, the plan and the contract tests know. A checkpoint trained with `--qat` has a row of its own.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Precision:
     tolerance: Tolerance
     calibrated: bool = False
     targets: tuple[str, ...] = ()  # engines it can be placed for; empty: one form for all
+    trained: bool = False  # the one form of a checkpoint that was trained with `--qat`, and of no other
     size_ratio: float = 1.0  # expected bytes per fp32 byte of a convolution, for the plan
 
 
@@ -54,7 +55,14 @@ PRECISIONS: dict[str, Precision] = {
         size_ratio=0.25,
     ),
     "int8-dynamic": Precision(module="int8_dynamic", tolerance=Tolerance(cosine=0.98, drop=1.0), size_ratio=0.25),
+    # Judged against the fake-quantized module, which rounds at the same places: what is left is the order of sums and,
+    # in ONNX Runtime, biases rounded to int32.
+    "int8-qat": Precision(
+        module=None, tolerance=Tolerance(cosine=0.995, drop=1.0), trained=True, targets=("tensorrt",), size_ratio=0.25
+    ),
 }
+QAT = "int8-qat"
+CONVERTED = [name for name, row in PRECISIONS.items() if not row.trained]  # what an fp32 checkpoint can become
 
 
 @dataclass(frozen=True, kw_only=True)
