@@ -10,7 +10,10 @@ from trainers import cli, models
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from trainers.checkpoint import Checkpoint
+    from trainers.distributed import World
 
 EXAMPLES = """\
 examples:
@@ -19,6 +22,7 @@ examples:
   python -m trainers convnext --data tiny-imagenet-200.zip --steps 300
   python -m trainers resnet18 --set stem=cifar --set lr=0.2 --epochs 10
   python -m trainers convnext --data tinyimagenet --resume
+  torchrun --nproc-per-node 2 -m trainers resnet18        several processes, one for each GPU
 
 Ctrl-C loses nothing that was saved: --resume goes on from the last state (see --set save_every=STEPS).
 """
@@ -47,6 +51,9 @@ def parser() -> cli.Parser:
     )
     made.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="torch.compile the model (default: on a GPU)"
+    )
+    made.add_argument(
+        "--shard", action="store_true", default=None, help="under torchrun: spread the model over the processes (FSDP)"
     )
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     made.add_argument("--seed", type=int, metavar="S", help="of weights, order and augmentation (default: 0)")
@@ -78,13 +85,19 @@ _above_zero.__name__ = "number above 0"  # argparse names the type in its messag
 
 def main() -> int:
     arguments = parser().parse_args()
-    checkpoint = run(arguments)
-    if arguments.json:
+    from trainers.distributed import World
+    from trainers.train import pick_device
+
+    world = World.of_environment()
+    device = pick_device(arguments.device, world)
+    with world.joined(device):
+        checkpoint = run(arguments, world, device)
+    if arguments.json and cli.leads():
         cli.emit(checkpoint.to_document())
     return cli.OK
 
 
-def run(arguments: argparse.Namespace) -> Checkpoint:
+def run(arguments: argparse.Namespace, world: World, device: torch.device) -> Checkpoint:
     """Train as the arguments say and print the closing line."""
     spec, settings = models.get(arguments.model), _settings(arguments)
 
@@ -93,28 +106,30 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
     from trainers.dataset import byte_count
     from trainers.open import open_dataset
 
-    device = train.pick_device(arguments.device)
     source = arguments.data.partition(":")[0]
-    options, _ = spec.configure(
-        settings, spec.recipe(source, arguments.recipe)
-    )  # before any data is read: mistakes come first
+    # Before any data is read: mistakes come first.
+    options, recipe = spec.configure(settings, spec.recipe(source, arguments.recipe))
+    world.fit(recipe)
     folder = arguments.artifacts / folder_name(arguments.name or arguments.model)
-    data = open_dataset(
-        arguments.data,
-        shape=spec.shape(options),
-        num_classes=spec.num_classes,
-        seed=arguments.seed or 0,
-        cache=arguments.cache,
-        pack_limit=byte_count(arguments.pack_limit) if arguments.pack_limit else None,
-    )
+    with world.first_here():
+        data = open_dataset(
+            arguments.data,
+            shape=spec.shape(options),
+            num_classes=spec.num_classes,
+            seed=arguments.seed or 0,
+            cache=arguments.cache,
+            pack_limit=byte_count(arguments.pack_limit) if arguments.pack_limit else None,
+        )
     options, recipe = spec.configure(settings, train.fit(spec.recipe(data.info.name, arguments.recipe), device))
+    recipe = world.fit(recipe)
     job = train.Job(model=arguments.model, options=options, recipe=recipe, input_shape=spec.shape(options))
     counts = ", ".join(f"{name} {len(split)}" for name, split in data.splits.items())
     train.say(
         f"{arguments.model} on {data.info.name} ({counts}; {data.info.classes_used} classes, chance "
-        f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {device}"
+        f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {world.describe(device)}"
     )
-    checkpoint = train.train(job, spec, data, device, folder, resume=arguments.resume)
+    resume = arguments.resume or world.any(world.restarts > 0)  # torchrun has started all again: go on
+    checkpoint = train.train(job, spec, data, device, folder, resume=resume, world=world)
     metrics = checkpoint.metrics
     train.say(
         f"{folder / 'checkpoint.safetensors'}: top-1 {metrics.top1:.2f}%, top-5 {metrics.top5:.2f}% on "
@@ -127,7 +142,7 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
 def _settings(arguments: argparse.Namespace) -> dict[str, str]:
     """Flags and `--set` pairs as one set of settings; a flag wins over the recipe, not over a contradiction."""
     settings = cli.settings(arguments.settings)
-    for key in ("epochs", "steps", "batch_size", "precision", "compile", "seed"):
+    for key in ("epochs", "steps", "batch_size", "precision", "compile", "shard", "seed"):
         value = getattr(arguments, key)
         if value is None:
             continue

@@ -65,6 +65,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     files: tuple[File, ...]
     environment: Environment
     curve: tuple[Point, ...] = ()
+    processes: int = 1  # that trained it together
 
     @property
     def weights(self) -> File:
