@@ -44,7 +44,9 @@ class Learner:
             plain = plain.to(device).to(memory_format=self.layout)
         self.plain = plain
         average = get_ema_multi_avg_fn(recipe.ema)
-        self.average = AveragedModel(plain, multi_avg_fn=average, use_buffers=True) if recipe.ema else None
+        # Shards and buffers, which are whole, cannot be averaged in one call: there the newest buffers are taken.
+        buffers = not recipe.shard
+        self.average = AveragedModel(plain, multi_avg_fn=average, use_buffers=buffers) if recipe.ema else None
         module = self._spread()
         self.module = cast(nn.Module, torch.compile(module)) if recipe.compile else module
         self.optimizer = make_optimizer(self.plain, recipe)
