@@ -11,7 +11,10 @@ from trainers import cli, models
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from trainers.checkpoint import Checkpoint
+    from trainers.distributed import World
     from trainers.spec import ModelSpec
 
 EXAMPLES = """\
@@ -24,6 +27,7 @@ examples:
   python -m trainers nets.py:make --data my-images/ --input 3x64x64      a model of your own
   python -m trainers torchvision:resnet50 --data my-images/ --weights resnet50.pth
   python -m trainers simplecnn --qat                      fine-tune its checkpoint for int8: artifacts/simplecnn-qat
+  torchrun --nproc-per-node 2 -m trainers resnet18        several processes, one for each GPU
 
 Ctrl-C loses nothing that was saved: --resume goes on from the last state (see --set save_every=STEPS).
 """
@@ -61,6 +65,9 @@ def parser() -> cli.Parser:
     )
     made.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="torch.compile the model (default: on a GPU)"
+    )
+    made.add_argument(
+        "--shard", action="store_true", default=None, help="under torchrun: spread the model over the processes (FSDP)"
     )
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     made.add_argument("--seed", type=int, metavar="S", help="of weights, order and augmentation (default: 0)")
@@ -106,14 +113,26 @@ _above_zero.__name__ = "number above 0"  # argparse names the type in its messag
 def main() -> int:
     arguments = parser().parse_args()
     checkpoint = run(arguments)
-    if arguments.json:
+    if arguments.json and cli.leads():
         cli.emit(checkpoint.to_document())
     return cli.OK
 
 
 def run(arguments: argparse.Namespace) -> Checkpoint:
-    """Train as the arguments say and print the closing line."""
+    """Train as the arguments say, alone or with torchrun's other processes, and print the closing line."""
+    from trainers.distributed import World
+    from trainers.train import pick_device
+
+    world = World.of_environment()
+    device = pick_device(arguments.device, world)
+    with world.joined(device):
+        return _train(arguments, world, device)
+
+
+def _train(arguments: argparse.Namespace, world: World, device: torch.device) -> Checkpoint:
     if arguments.qat:
+        if world.size > 1:
+            raise UserError("--qat trains in one process; start it without torchrun")
         return _quantized(arguments)
 
     from trainers import external
@@ -126,25 +145,27 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
     from trainers.dataset import byte_count
     from trainers.open import open_dataset
 
-    device = train.pick_device(arguments.device)
     named = arguments.data or "synthetic"
     source = named.partition(":")[0]
     # Before any data is read: mistakes come first.
     options, recipe = spec.configure(settings, spec.recipe(source, arguments.recipe))
+    world.fit(recipe)
     folder = arguments.artifacts / folder_name(arguments.name or name)
     weights = start.read(arguments.weights, recipe) if arguments.weights else None
     logits = start.try_out(name, spec, options, recipe, weights) if _is_new(name, arguments) else None
     count = arguments.classes or logits
-    data = open_dataset(
-        named,
-        shape=spec.shape(options),
-        num_classes=count or spec.num_classes,
-        seed=arguments.seed or 0,
-        cache=arguments.cache,
-        pack_limit=byte_count(arguments.pack_limit) if arguments.pack_limit else None,
-    )
+    with world.first_here():
+        data = open_dataset(
+            named,
+            shape=spec.shape(options),
+            num_classes=count or spec.num_classes,
+            seed=arguments.seed or 0,
+            cache=arguments.cache,
+            pack_limit=byte_count(arguments.pack_limit) if arguments.pack_limit else None,
+        )
     data = data.widened(count) if count else data
     options, recipe = spec.configure(settings, train.fit(spec.recipe(data.info.name, arguments.recipe), device))
+    recipe = world.fit(recipe)
     job = train.Job(model=name, options=options, recipe=recipe, input_shape=spec.shape(options))
     if ":" in name and not count:
         start.confirm(name, spec, options, recipe, len(data.classes))
@@ -153,9 +174,10 @@ def run(arguments: argparse.Namespace) -> Checkpoint:
     counts = ", ".join(f"{part} {len(split)}" for part, split in data.splits.items())
     train.say(
         f"{name} on {data.info.name} ({counts}; {data.info.classes_used} classes, chance "
-        f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {device}"
+        f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {world.describe(device)}"
     )
-    checkpoint = train.train(job, spec, data, device, folder, resume=arguments.resume)
+    resume = arguments.resume or world.any(world.restarts > 0)  # torchrun has started all again: go on
+    checkpoint = train.train(job, spec, data, device, folder, resume=resume, world=world)
     _close(checkpoint, folder)
     return checkpoint
 
@@ -199,7 +221,7 @@ def _is_new(name: str, arguments: argparse.Namespace) -> bool:
 def _settings(arguments: argparse.Namespace) -> dict[str, str]:
     """Flags and `--set` pairs as one set of settings; a flag wins over the recipe, not over a contradiction."""
     settings = cli.settings(arguments.settings)
-    for key in ("epochs", "steps", "batch_size", "precision", "compile", "seed"):
+    for key in ("epochs", "steps", "batch_size", "precision", "compile", "shard", "seed"):
         value = getattr(arguments, key)
         if value is None:
             continue

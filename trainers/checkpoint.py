@@ -75,6 +75,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     curve: tuple[Point, ...] = ()
     started_from: File | None = None  # the user's weights that training began with
     qat: Quantization | None = None
+    processes: int = 1  # that trained it together
 
     @property
     def weights(self) -> File:

@@ -55,13 +55,13 @@ def run(command: Callable[[], int]) -> NoReturn:
         status = command()
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         status = MISUSED
     except CheckFailed as error:
-        print(f"FAILED: {error}", file=sys.stderr)
+        _complain(f"FAILED: {error}")
         status = FAILED
     except KeyboardInterrupt:
-        print("interrupted: finished files are complete, unfinished ones were removed", file=sys.stderr)
+        _complain("interrupted: finished files are complete, unfinished ones were removed")
         status = INTERRUPTED
     except BrokenPipeError:  # `… | head`: the reader has left, which is no failure of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,6 +72,16 @@ def run(command: Callable[[], int]) -> NoReturn:
         print(f"error: {place}{reason}; check the path, its permissions and free space", file=sys.stderr)
         status = MISUSED
     sys.exit(status)
+
+
+def leads(variable: str = "RANK") -> bool:
+    """Whether this process speaks: it is alone, or the first of all that torchrun started (LOCAL_RANK: here)."""
+    return os.environ.get(variable, "0") == "0"
+
+
+def _complain(line: str) -> None:
+    if leads("LOCAL_RANK"):
+        print(line, file=sys.stderr)
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -146,7 +156,7 @@ def progress() -> Iterator[Any]:
         bars.TimeElapsedColumn(),
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal) as made:
+    with bars.Progress(*columns, console=shown, transient=True, disable=not (shown.is_terminal and leads())) as made:
         yield made
 
 

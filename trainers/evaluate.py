@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers.distributed import ALONE, World
 from trainers.spec import Precision
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,18 +35,22 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 @torch.inference_mode()
 def evaluate(
-    module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision: Precision
+    module: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    precision: Precision,
+    world: World = ALONE,
 ) -> Score:
-    """Score a module; it is left in eval mode. Sums stay on the device until the end."""
+    """Score a module on all processes' batches; it is left in eval mode. Sums stay on the device until the end."""
     module.eval()
-    sums = torch.zeros(3, device=device, dtype=torch.float64)
-    count = 0
+    sums = torch.zeros(4, device=device, dtype=torch.float64)  # loss, top-1, top-5, images
     for images, labels in batches:
         with autocast(device, precision):
             logits = module(images)
         logits = logits.float()
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum"), ranked[:, 0].sum(), ranked.sum()])
-        count += len(labels)
-    loss, top1, top5 = (sums / max(1, count)).tolist()
-    return Score(images=count, loss=loss, top1=100 * top1, top5=100 * top5)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack([loss, ranked[:, 0].sum(), ranked.sum(), (labels >= 0).sum()])
+    *sums_of_all, count = world.sum(sums).tolist()
+    loss, top1, top5 = (total / max(1, count) for total in sums_of_all)
+    return Score(images=int(count), loss=loss, top1=100 * top1, top5=100 * top5)

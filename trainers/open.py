@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from trainers import data as sources
+from trainers.cli import leads
 from trainers.dataset import LISTING, DataInfo, Dataset, SplitInfo, cache_folder
 from trainers.manifest import UserError
 from trainers.prepare import prepare
@@ -71,4 +72,5 @@ def reopen(
 @functools.cache
 def _warn(note: str) -> None:
     """Once a process: a command may open the same data more than once."""
-    print(f"warning: {note}", file=sys.stderr)
+    if leads():
+        print(f"warning: {note}", file=sys.stderr)

@@ -36,7 +36,7 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> optim.Optimizer:
             momentum=recipe.momentum,
             nesterov=recipe.momentum > 0,
             weight_decay=recipe.weight_decay,
-            fused=True,
+            fused=not recipe.shard,  # PyTorch has no fused SGD for shards
         )
     return optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
 

@@ -51,6 +51,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     precision: Precision = "fp32"
     compile: bool = False
     channels_last: bool = False
+    shard: bool = False  # spread the model over the processes instead of a copy in each
     rewrites: str = "all"  # exact faster forms of modules, from rewrites.py: all, none, or a comma list
     keep_memory: bool = True  # keep freed memory for the next step (Linux)
     deterministic: bool = False  # refuse operators that give other bits each time (a GPU has some)

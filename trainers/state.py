@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainers.checkpoint import Point, Quantization, write_weights
 from trainers.dataset import DataInfo
+from trainers.distributed import ALONE, World
 from trainers.manifest import File, Record, UserError
 from trainers.spec import Option, Recipe
 
@@ -69,11 +70,11 @@ def newest_state(folder: Path) -> tuple[TrainingState | None, list[str]]:
     return None, complaints
 
 
-def load_tensors(state: TrainingState, folder: Path) -> dict[str, Tensor]:
-    """The state's tensors; the random generators are set to where they stood."""
-    from safetensors.torch import load_file
+def load_tensors(state: TrainingState, folder: Path, world: World = ALONE) -> dict[str, Tensor]:
+    """The state's tensors, read by the writer; the random generators are set to where they stood."""
+    from safetensors.torch import load
 
-    tensors = load_file(folder / state.files[0].path)
+    tensors = load(world.shared_bytes((folder / state.files[0].path).read_bytes))
     torch.set_rng_state(tensors["random"])
     if "random_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random_cuda"])

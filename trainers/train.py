@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from trainers.allocator import keep_freed_memory
 from trainers.batches import Batch, evaluation_batches, steps_per_epoch, training_batches
 from trainers.checkpoint import NAME, Checkpoint, Metrics, Point, Quantization, keep_previous, write_weights
-from trainers.cli import progress
+from trainers.cli import leads, progress
 from trainers.dataset import Dataset
+from trainers.distributed import ALONE, World
 from trainers.evaluate import Score, evaluate
 from trainers.initialise import initialise
 from trainers.interrupt import deferred
@@ -46,13 +47,23 @@ class Job(Struct, frozen=True, kw_only=True):
     qat: Quantization | None = None
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device. Raises UserError when CUDA is asked for and not there."""
+def pick_device(name: str, world: World = ALONE) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device, of several GPUs this process's own.
+
+    Raises UserError when CUDA is asked for and not there, or has fewer GPUs than processes.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cpu" or world.size == 1:
+        return torch.device(name)
+    if world.local_size > (gpus := torch.cuda.device_count()):
+        raise UserError(
+            f"{world.local_size} processes on this machine and {gpus} GPUs; give torchrun --nproc-per-node {gpus}, or "
+            "--device cpu"
+        )
+    return torch.device(name, world.local_rank)
 
 
 def fit(recipe: Recipe, device: torch.device) -> Recipe:
@@ -70,15 +81,25 @@ def fit(recipe: Recipe, device: torch.device) -> Recipe:
     return msgspec.structs.replace(recipe, precision=precision)
 
 
-def train(job: Job, spec: ModelSpec, data: Dataset, device: torch.device, folder: Path, *, resume: bool) -> Checkpoint:
+def train(
+    job: Job,
+    spec: ModelSpec,
+    data: Dataset,
+    device: torch.device,
+    folder: Path,
+    *,
+    resume: bool,
+    world: World = ALONE,
+) -> Checkpoint:
     """Train to the recipe's end and leave `checkpoint.safetensors` and its record in `folder`.
 
-    With `resume` an interrupted run goes on, and a finished one's checkpoint is returned as it is. Raises CheckFailed
-    when the loss stops being finite, UserError when `resume` finds a run with other settings.
+    Every process of a joined world calls it; the first reads and writes the files. With `resume` an interrupted run
+    goes on, and a finished one's checkpoint is returned as it is. Raises CheckFailed when the loss stops being finite,
+    UserError when `resume` finds a run with other settings.
     """
-    run = Run(job, spec, data, device, folder)
+    run = Run(job, spec, data, device, folder, world)
     if not resume:
-        clear_states(folder)
+        run.forget()
     elif (done := run.resume()) is not None:
         return done
     while run.step < run.steps:
@@ -89,7 +110,10 @@ def train(job: Job, spec: ModelSpec, data: Dataset, device: torch.device, folder
 class Run:
     """One training run and where it stands: after `step` of `steps`, `seconds` of them spent in training steps."""
 
-    def __init__(self, job: Job, spec: ModelSpec, data: Dataset, device: torch.device, folder: Path) -> None:
+    def __init__(
+        self, job: Job, spec: ModelSpec, data: Dataset, device: torch.device, folder: Path, world: World = ALONE
+    ) -> None:
+        self.world = world
         self.job, self.spec, self.data, self.device, self.folder = job, spec, data, device, folder
         self.recipe = recipe = job.recipe
         if recipe.keep_memory and device.type == "cpu":
@@ -124,7 +148,9 @@ class Run:
         number, start = divmod(self.step, self.per_epoch)
         end = min(self.ends[self.leg], self.step - start + self.per_epoch)
         first, clock = self.step, self.seconds
-        batches = training_batches(self.data.splits["train"], self.preprocess, self.recipe, number, start, self.device)
+        batches = training_batches(
+            self.data.splits["train"], self.preprocess, self.recipe, number, start, self.device, self.world
+        )
         self.learner.module.train()
         self._steps(batches, end, f"epoch {number + 1}")
         self.train_loss = self._mean_loss()
@@ -166,7 +192,10 @@ class Run:
             images_per_second=images / self.seconds,
             peak_memory_bytes=peak_memory(self.device),
         )
-        weights = self.learner.result.state_dict()
+        weights = self.learner.weights()
+        return self.world.shared(lambda: self._write(weights, metrics), Checkpoint)
+
+    def _write(self, weights: dict[str, Tensor], metrics: Metrics) -> Checkpoint:
         buffers = {name for name, _ in self.learner.result.named_buffers()}
         keep_previous(self.folder)
         checkpoint = Checkpoint(
@@ -188,19 +217,24 @@ class Run:
             curve=tuple(self.curve),
             started_from=self.job.started_from,
             qat=self.job.qat,
+            processes=self.world.size,
         )
         checkpoint.save(self.folder / f"{NAME}.json")
         clear_states(self.folder)
         return checkpoint
 
+    def forget(self) -> None:
+        """Remove the states of earlier runs."""
+        if self.world.writer:
+            clear_states(self.folder)
+
     def resume(self) -> Checkpoint | None:
         """Restore the newest whole state; the checkpoint of a finished run is returned instead."""
-        state, complaints = newest_state(self.folder)
-        for complaint in complaints:
-            say(f"note: {complaint}")
+        state: TrainingState | None = self.world.shared(self._newest, TrainingState | None)
         if state is None:
             record = self.folder / f"{NAME}.json"
-            finished = Checkpoint.load(record) if record.is_file() else None
+            finished = self.world.shared(lambda: Checkpoint.load(record) if record.is_file() else None,
+                                         Checkpoint | None)  # fmt: skip
             if finished is not None and not self._differences(finished):
                 say(f"already finished: {record}")
                 return finished
@@ -214,7 +248,7 @@ class Run:
         if state.leg:
             self.leg = state.leg
             self._learn(self._build(self._shape(state.leg)))
-        tensors = load_tensors(state, self.folder)
+        tensors = load_tensors(state, self.folder, self.world)
         self.learner.restore(tensors)
         self.sums.copy_(tensors["sums"])
         if self.learner.scaler.is_enabled():
@@ -222,6 +256,12 @@ class Run:
         self.step, self.seconds, self.seen, self.curve = state.step, state.seconds, state.seen, list(state.curve)
         say(f"resumed at step {state.step}")
         return None
+
+    def _newest(self) -> TrainingState | None:
+        state, complaints = newest_state(self.folder)
+        for complaint in complaints:
+            say(f"note: {complaint}")
+        return state
 
     def _build(self, shape: tuple[int, int, int]) -> nn.Module:
         """The plain module for images of this shape, on the CPU, with fresh weights."""
@@ -231,7 +271,7 @@ class Run:
     def _learn(self, plain: nn.Module) -> None:
         """Make `plain` the module that is trained from here on, at the leg's image size."""
         shape = self._shape(self.leg)
-        self.learner = Learner(plain, self.recipe, self.device, shape)
+        self.learner = Learner(plain, self.recipe, self.device, shape, self.world)
         self.preprocess = Preprocess(
             size=shape[1:], resize=max(shape[1:]), mean=self.data.mean, std=self.data.std
         )  # whole images, scaled to the model's size
@@ -244,7 +284,7 @@ class Run:
         """Carry the weights over to the next image size; the optimizer starts without memory."""
         self.leg += 1
         plain = self._build(self._shape(self.leg))
-        plain.load_state_dict(resized(self.learner.result.state_dict(), plain))
+        plain.load_state_dict(resized(self.learner.weights(everywhere=True), plain))
         self._learn(plain)
         say(f"from step {self.step} on: images of {self.sizes[self.leg]} px")
 
@@ -258,17 +298,18 @@ class Run:
                 began = time.perf_counter()
                 self._step(*next(batches))
                 self.seconds += time.perf_counter() - began
-                if time.monotonic() - shown_at > SHOW_EVERY_S:
+                if self.world.writer and time.monotonic() - shown_at > SHOW_EVERY_S:
                     bars.update(bar, description=f"{title}  loss {self._mean_loss():.3f}")
                     shown_at = time.monotonic()
                 bars.update(bar, completed=self.step)
                 due = self.recipe.save_every and self.step % self.recipe.save_every == 0 and self.step < end
-                if due or (stop.asked and self.step < self.steps):
+                stopping = self.world.any(stop.asked)  # all at the same step, or some would wait for ever
+                if due or (stopping and self.step < self.steps):
                     loss = self._mean_loss(*saved)
                     self._save()
                     say(f"step {self.step}/{self.steps}  loss {loss:.4f}  state saved")
                     saved = self.sums.clone(), self.seen
-                if stop.asked:
+                if stopping:
                     raise KeyboardInterrupt
             if self.device.type == "cuda":
                 began = time.perf_counter()
@@ -278,8 +319,9 @@ class Run:
     def _step(self, images: Tensor, labels: Tensor) -> None:
         if self.job.qat is not None:
             cast(Any, self.learner.plain).progress(self.step / self.steps)
-        self.sums += self.learner.step(images, labels, learning_rate(self.recipe, self._scheduled(), self.steps))
-        self.seen += len(labels)
+        rate = learning_rate(self.recipe, self._scheduled(), self.steps)
+        self.sums += self.world.sum(self.learner.step(images, labels, rate))
+        self.seen += len(labels) * self.world.size
         self.step += 1
 
     def _scheduled(self) -> float:
@@ -326,14 +368,18 @@ class Run:
             "num_classes": len(self.data.classes),
             "qat": self.job.qat,
         }
-        save_state(self.folder, fields, self.learner.state() | {"sums": self.sums})
+        tensors = self.learner.state() | {"sums": self.sums}
+        if self.world.writer:
+            save_state(self.folder, fields, tensors)
 
     def _test(self) -> Score:
         split = self.data.splits["test"]
+        batch = EVALUATION_BATCH * self.world.size
+        self.world.agree(self.learner.result.buffers())  # running statistics: the writer's, which are also saved
         with progress() as bars:
-            batches = evaluation_batches(split, self.preprocess, EVALUATION_BATCH, self.device)
-            counted = bars.track(batches, total=-(-len(split) // EVALUATION_BATCH), description="test")
-            return evaluate(self.learner.judged, self._laid_out(counted), self.device, self.recipe.precision)
+            batches = evaluation_batches(split, self.preprocess, batch, self.device, world=self.world)
+            counted = self._laid_out(bars.track(batches, total=-(-len(split) // batch), description="test"))
+            return evaluate(self.learner.judged, counted, self.device, self.recipe.precision, self.world)
 
     def _laid_out(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for images, labels in batches:
@@ -363,7 +409,8 @@ def _short(file: File | None) -> str | None:
 
 def say(line: str) -> None:
     """A line about the run, on stderr, where progress belongs."""
-    print(line, file=sys.stderr, flush=True)
+    if leads():
+        print(line, file=sys.stderr, flush=True)
 
 
 def peak_memory(device: torch.device) -> int:
