@@ -223,13 +223,14 @@ def _built(make: Callable[[], object], name: str, input_shape: tuple[int, int, i
     import torch
     from torch import nn
 
-    with torch.device("cpu"), _theirs(f"{name} cannot be made", ""):
-        module = make()
-    if not isinstance(module, nn.Module):
-        raise UserError(f"{name} makes a {type(module).__name__}, not a torch.nn.Module; let it return the module")
-    if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
-        with _theirs(f"{name} cannot be run on images {_text(input_shape)}", "--input"), torch.no_grad():
-            module.eval()(torch.zeros(2, *input_shape))  # lazy modules take their shapes from the first images
+    with torch.device("cpu"):
+        with _theirs(f"{name} cannot be made", ""):
+            module = make()
+        if not isinstance(module, nn.Module):
+            raise UserError(f"{name} makes a {type(module).__name__}, not a torch.nn.Module; let it return the module")
+        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters()):
+            with _theirs(f"{name} cannot be run on images {_text(input_shape)}", "--input"), torch.no_grad():
+                module.eval()(torch.zeros(2, *input_shape))  # lazy modules take their shapes from the first images
     return module.train()
 
 

@@ -68,7 +68,7 @@ def _unwrapped(found: Any) -> tuple[dict[str, Tensor], list[str]]:
             break
         path.append(key)
         found = found[key]
-    if not isinstance(found, Mapping) or not found:
+    if not isinstance(found, Mapping) or not any(isinstance(value, torch.Tensor) for value in found.values()):
         raise UserError(f"it holds {_kind(found)}, not a state dict; {SAVE}")
     if path:
         notes.append(f"the weights are its {'.'.join(path)!r}")
