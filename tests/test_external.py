@@ -350,6 +350,12 @@ def test_a_mismatch_says_counts_and_first_names() -> None:
         assert part in str(caught.value)
 
 
+def endless() -> dict[str, object]:
+    found: dict[str, object] = {}
+    found["model"] = found
+    return found
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "module": (lambda path: torch.save(net(), path), "holds Python objects .*never run; save the weights alone"),
     "code": (lambda path: torch.save({"w": Evil(path.with_name("proof"))}, path), "posix.system.*never run"),
@@ -362,6 +368,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "number": (lambda path: torch.save({"w": torch.zeros(3), "epoch": 3}, path), "'epoch' is a value of type int"),
     "nothing": (lambda path: torch.save({}, path), "not a state dict"),
     "tensor": (lambda path: torch.save(torch.zeros(3), path), "a value of type Tensor, not a state dict"),
+    "itself": (lambda path: torch.save(endless(), path), "a mapping of model, not a state dict"),
     "others": (lambda path: torch.save({"a": 1, "b": 2}, path), "a mapping of a, b"),
 }
 

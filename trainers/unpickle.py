@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # What training scripts call the state dict within what they save, the most telling first.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "network", "net", "weights", "params")
 BROKEN = "it is not a PyTorch file of weights, or truncated; give it whole"
+DEPTH = 4  # wrappers in wrappers; a mapping may hold itself
 SAVE = "save the weights alone: torch.save(model.state_dict(), FILE)"
 
 
@@ -62,13 +63,13 @@ def _unwrapped(found: Any) -> tuple[dict[str, Tensor], list[str]]:
 
     notes: list[str] = []
     path: list[str] = []
-    while isinstance(found, Mapping) and not any(isinstance(value, torch.Tensor) for value in found.values()):
+    while len(path) < DEPTH and isinstance(found, Mapping) and not _has_tensors(found):
         key = next((key for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
         if key is None:
             break
         path.append(key)
         found = found[key]
-    if not isinstance(found, Mapping) or not any(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not _has_tensors(found):
         raise UserError(f"it holds {_kind(found)}, not a state dict; {SAVE}")
     if path:
         notes.append(f"the weights are its {'.'.join(path)!r}")
@@ -78,6 +79,12 @@ def _unwrapped(found: Any) -> tuple[dict[str, Tensor], list[str]]:
     if not all(isinstance(key, str) for key in found):
         raise UserError(f"its tensors have no names; {SAVE}")
     return dict(found), notes
+
+
+def _has_tensors(found: Mapping[Any, Any]) -> bool:
+    import torch
+
+    return any(isinstance(value, torch.Tensor) for value in found.values())
 
 
 def _kind(value: Any) -> str:
