@@ -115,7 +115,7 @@ def test_a_killed_worker_is_started_again_and_the_result_is_the_same(tmp_path: P
     command = [sys.executable, "-m", *map(str, TORCHRUN), "--max-restarts", "3", "-m", "trainers", *map(str, LONG)]
     agent = started([*command, "--artifacts", str(tmp_path / "cut")], tmp_path / "cut" / "simplecnn")
     os.kill(max(children(agent.pid)), signal.SIGKILL)
-    said = agent.communicate(timeout=300)[1]
+    said = said_by(agent)
     assert agent.returncode == 0, said
     assert "resumed at step" in said
     whole, cut = (record(tmp_path / name, "simplecnn") for name in ("whole", "cut"))
@@ -132,7 +132,7 @@ def test_ctrl_c_saves_a_state_to_go_on_from(tmp_path: Path, how: str) -> None:
     folder = tmp_path / "cut" / "simplecnn"
     agent = started(command, folder)
     agent.send_signal(signal.SIGINT)
-    assert agent.communicate(timeout=120)[1].count("\ninterrupted: ") == 1
+    assert said_by(agent).count("\ninterrupted: ") == 1
     assert not (folder / "checkpoint.json").exists()
     assert "resumed at step" in succeed(*command[2:], "--resume").stderr
     assert record(tmp_path / "cut", "simplecnn").weights == record(tmp_path / "whole", "simplecnn").weights
@@ -144,6 +144,16 @@ def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
     while agent.poll() is None and not list(folder.glob("state-*.json")):
         time.sleep(0.005)
     return agent
+
+
+def said_by(agent: subprocess.Popen[str]) -> str:
+    """What the command says on stderr up to its end."""
+    try:
+        return agent.communicate(timeout=200)[1]
+    except subprocess.TimeoutExpired:
+        agent.terminate()  # torchrun ends its processes
+        agent.communicate()
+        raise
 
 
 def children(pid: int) -> list[int]:

@@ -119,12 +119,26 @@ class World:
         if cuda:
             torch.cuda.set_device(device)
         try:
+            store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, device_id=device if cuda else None
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=dist.PrefixStore(f"attempt-{self._attempt()}", store),
+                rank=rank,
+                world_size=size,
+                timeout=PATIENCE,
+                device_id=device if cuda else None,
             )
         except (ValueError, dist.DistError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"the other processes cannot be found ({reason}); start them all by torchrun") from None
+
+    def _attempt(self) -> int:
+        """A number for this start of the processes, the same in all.
+
+        torchrun keeps its store over a restart, and with it the addresses of the processes that have died. Machines
+        count their restarts apart, so for several of them TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is the way.
+        """
+        return self.restarts if self.local_size == self.size else 0
 
     def barrier(self) -> None:
         """Wait until every process is here."""
