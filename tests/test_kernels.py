@@ -36,7 +36,7 @@ def interpret(program: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("dim", "side"), [(4, 3), (16, 8), (20, 13)])  # 4 * dim channels: 16, 64, 80; 13 * 13 * 80 > CHUNK
+@pytest.mark.parametrize(("dim", "side"), [(4, 3), (16, 8), (20, 13)])  # the last: three chunks, and tiles cut off
 def test_the_block_and_all_its_gradients_agree_with_float64(dim: int, side: int) -> None:
     interpret(f"""
 block = Block({dim}, {side})
@@ -63,11 +63,13 @@ for (name, ours), theirs in zip(block.named_parameters(), exact.parameters(), st
 """)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 4e-3), ("bfloat16", 3e-2)])
-def test_half_precision_sums_in_float32(dtype: str, tolerance: float) -> None:
-    """A far mean and a small deviation: sums of squares in 16 bits, or a difference of them, would be lost."""
-    interpret(f"""
-dtype = torch.{dtype}
+def test_half_precision_sums_in_float32() -> None:
+    """A far mean and a small deviation: sums of squares in 16 bits, or a difference of them, would be lost.
+
+    float16 only: the interpreter holds bfloat16 as integers and multiplies matrices of them as such (Triton 3.9).
+    """
+    interpret("""
+dtype = torch.float16
 x = (1 + 0.05 * torch.randn(2, 9, 9, 40)).to(dtype)
 scale, shift = torch.randn(9, 9, 40), torch.randn(9, 9, 40)
 matrix, bias = (torch.randn(72, 40) / 40**0.5).to(dtype), torch.randn(72).to(dtype)
@@ -76,7 +78,7 @@ assert out.dtype == dtype
 normed = torch.nn.functional.layer_norm(x.double(), [9, 9, 40], scale.double(), shift.double(), 1e-5)
 want = torch.nn.functional.gelu(torch.nn.functional.linear(normed, matrix.double(), bias.double()))
 torch.testing.assert_close(mean.double(), x.double().mean((1, 2, 3)), rtol=1e-5, atol=0)
-assert (out.double() - want).abs().max() < {tolerance} * want.abs().max()
+assert (out.double() - want).abs().max() < 4e-3 * want.abs().max()
 leaves = [part.requires_grad_() for part in (x, scale, shift, matrix, bias)]
 pull = torch.randn_like(want)
 norm_expand_gelu(*leaves, 1e-5)[0].backward(pull.to(dtype))
@@ -85,7 +87,7 @@ normed = torch.nn.functional.layer_norm(doubles[0], [9, 9, 40], doubles[1], doub
 torch.nn.functional.gelu(torch.nn.functional.linear(normed, *doubles[3:])).backward(pull)
 for ours, theirs in zip(leaves, doubles, strict=True):
     assert ours.grad.dtype == ours.dtype
-    assert (ours.grad.double() - theirs.grad).abs().max() < 2 * {tolerance} * theirs.grad.abs().max()
+    assert (ours.grad.double() - theirs.grad).abs().max() < 8e-3 * theirs.grad.abs().max()
 """)
 
 
