@@ -55,7 +55,7 @@ def test_the_last_lines_name_the_costliest_operators(profiled: tuple[Path, list[
     named = re.findall(r"aten::\w+", closing[1])
     assert [name for name in re.findall(r"aten::\w+", first) if name in named][:3] == named
     assert "Self CPU Mem" in first
-    assert re.search(r"aten::addmm .*\[\[10\], \[128, \d+\]", second)
+    assert re.search(r"aten::addmm .*\[\[10\], \[\d+, \d+\]", second)
 
 
 def test_nothing_else_is_printed_by_the_profiler(profiled: tuple[Path, list[str]]) -> None:

@@ -39,7 +39,7 @@ def explain(guard: Guard, module: nn.Module, optimizer: optim.Optimizer, recipe:
 
 def _cause(module: nn.Module, optimizer: optim.Optimizer) -> str:
     """The parameter with the largest gradient in the steps before, as the optimizer's moments remember them."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     sizes: dict[str, float] = {}
     for parameter, state in optimizer.state.items():
         moment = state.get("exp_avg", state.get("momentum_buffer"))

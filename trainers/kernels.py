@@ -32,6 +32,7 @@ def fuse(module: nn.Module) -> int:
         raise UserError("Triton kernels: the model has no ConvNeXt block with exact GELU; leave them out")
     for path, part in found:
         parent, _, key = path.rpartition(".")
+        assert isinstance(part, Block)
         setattr(module.get_submodule(parent), key, FusedBlock(part))
     return len(found)
 
@@ -43,11 +44,9 @@ def _fits(part: nn.Module) -> bool:
 class FusedBlock(nn.Module):
     """A ConvNeXt block whose norm, 1x1 convolution and GELU are one kernel; (N, dim, H, W) -> same, channels last."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: Block) -> None:
         super().__init__()
-        self.depthwise, self.norm, self.expand, self.project = (
-            block.get_submodule(name) for name in ("depthwise", "norm", "expand", "project")
-        )
+        self.depthwise, self.norm, self.expand, self.project = block.depthwise, block.norm, block.expand, block.project
 
     def forward(self, x: Tensor) -> Tensor:
         from trainers.norm_expand_gelu import norm_expand_gelu
