@@ -34,7 +34,9 @@ class Guard:
 def explain(guard: Guard, module: nn.Module, optimizer: optim.Optimizer, recipe: Recipe, step: int) -> str:
     """One line about a run that the guard froze, seen after `step`."""
     failed = step + 1 - int(guard.skipped.item())
-    return f"the loss is not finite at step {failed}: {_cause(module, optimizer)}; {_advice(recipe)}"
+    # Reading sharded weights takes all processes, and only the writer is here.
+    cause = "" if recipe.shard else f": {_cause(module, optimizer)}"
+    return f"the loss is not finite at step {failed}{cause}; {_advice(recipe)}"
 
 
 def _cause(module: nn.Module, optimizer: optim.Optimizer) -> str:
