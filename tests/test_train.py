@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from commands import expect_refusal, run, succeed
 
 from trainers.batches import augment
 from trainers.checkpoint import Checkpoint, load_model
+from trainers.diagnosis import explain
+from trainers.learner import Learner
 from trainers.manifest import UserError, sha256
 from trainers.optim import learning_rate, make_optimizer
 from trainers.preprocess import prepare
@@ -154,11 +157,51 @@ def test_settings_of_the_recipe_change_the_weights(tmp_path: Path, setting: str)
     assert plain.weights.sha256 != other.weights.sha256
 
 
-def test_a_loss_that_is_no_number_fails(tmp_path: Path) -> None:
-    done = run("trainers", "simplecnn", "--artifacts", tmp_path, "--set", "lr=1e30", "--epochs", 1, "--device", "cpu")
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_loss_that_is_no_number_names_step_parameter_and_remedy(tmp_path: Path, optimizer: str) -> None:
+    """The first step multiplies its weights beyond measure, so the second fails, long before the loss is read."""
+    flags = ("--set", "lr=1e30", "--set", f"optimizer={optimizer}", "--epochs", 1, "--precision", "fp32")
+    done = run("trainers", "simplecnn", "--artifacts", tmp_path, "--device", "cpu", *flags)
     assert done.returncode == 1
-    assert "FAILED: the loss is" in done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("FAILED: the loss is not finite at step 2: the largest gradient before it was ")
+    assert re.search(r"was (conv|linear|fc|head)\S*\.(weight|bias)'s \(\d", said), said
+    assert said.endswith("train again with --set lr=1e+29, or --set clip_norm=1")
     assert not (tmp_path / "simplecnn" / "checkpoint.json").exists()
+
+
+def test_the_failed_step_is_exact_and_leaves_the_weights_alone() -> None:
+    """One image of the fourth step is no number; the guard freezes what the third step left."""
+    recipe, images = Recipe(lr=0.1, optimizer="sgd"), torch.randn(6, 8, 1, 4, 4)
+    images[3, 5] = torch.nan
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    learner = Learner(module, recipe, torch.device("cpu"), (1, 4, 4))
+    kept: dict[str, torch.Tensor] = {}
+    for number, batch in enumerate(images, 1):
+        learner.step(batch, torch.arange(8) % 3, 0.1)
+        if number == 3:
+            kept = {name: tensor.clone() for name, tensor in learner.state().items()}
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in learner.state().items())
+    said = explain(learner.guard, learner.plain, learner.optimizer, recipe, 6)
+    moments = [learner.optimizer.state[part]["momentum_buffer"].abs().max() for part in module.parameters()]
+    name = ("1.weight", "1.bias")[int(torch.stack(moments).argmax())]
+    assert f"at step 4: the largest gradient before it was {name}'s" in said
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"), [("weight", "1.weight is not finite to begin"), ("image", "at the images")]
+)
+def test_a_start_that_is_no_number_is_told_from_the_images(broken: str, says: str) -> None:
+    recipe, images = Recipe(), torch.randn(2, 8, 1, 4, 4)
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    with torch.no_grad():
+        (module[1].weight if broken == "weight" else images).view(-1)[0] = torch.nan
+    learner = Learner(module, recipe, torch.device("cpu"), (1, 4, 4))
+    for batch in images:
+        learner.step(batch, torch.arange(8) % 3, 0.1)
+    said = explain(learner.guard, learner.plain, learner.optimizer, recipe, 2)
+    assert "not finite at step 1: " in said
+    assert says in said
 
 
 @pytest.mark.parametrize(

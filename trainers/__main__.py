@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from trainers import cli, models
 from trainers.manifest import UserError
+from trainers.profiling import Profiler, Window, quiet
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,7 @@ examples:
   python -m trainers convnext --data tiny-imagenet-200.zip --steps 300
   python -m trainers resnet18 --set stem=cifar --set lr=0.2 --epochs 10
   python -m trainers convnext --data tinyimagenet --resume
+  python -m trainers resnet18 --steps 20 --profile        what the steps 10 to 14 spend their time on
   python -m trainers nets.py:make --data my-images/ --input 3x64x64      a model of your own
   python -m trainers torchvision:resnet50 --data my-images/ --weights resnet50.pth
   python -m trainers simplecnn --qat                      fine-tune its checkpoint for int8: artifacts/simplecnn-qat
@@ -83,6 +85,14 @@ def parser() -> cli.Parser:
         "--qat", action="store_true", help="go on from MODEL's checkpoint with fake quantization, into MODEL-qat"
     )
     made.add_argument("--resume", action="store_true", help="go on from the last saved state, if there is one")
+    made.add_argument(
+        "--profile",
+        nargs="?",
+        type=Window.parse,
+        const=Window(movable=True),
+        metavar="FIRST:COUNT",
+        help="profile COUNT steps from step FIRST on (default: 10:5, or where the run has steps)",
+    )
     made.add_argument("--name", help="folder under the artifacts (default: the model's name)")
     made.add_argument("--cache", type=Path, metavar="DIR", help="for decoded data (default: the user's cache folder)")
     made.add_argument("--pack-limit", metavar="SIZE", help="stream splits larger than this, e.g. 8G (default: 8G)")
@@ -120,6 +130,8 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> Checkpoint:
     """Train as the arguments say, alone or with torchrun's other processes, and print the closing line."""
+    if arguments.profile:
+        quiet()
     from trainers.distributed import World
     from trainers.train import pick_device
 
@@ -133,6 +145,8 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
     if arguments.qat:
         if world.size > 1:
             raise UserError("--qat trains in one process; start it without torchrun")
+        if arguments.profile:
+            raise UserError("--qat is not profiled; leave --profile out")
         return _quantized(arguments)
 
     from trainers import external
@@ -177,8 +191,12 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
         f"{100 / data.info.classes_used:.1f}%), {recipe.precision}, {world.describe(device)}"
     )
     resume = arguments.resume or world.any(world.restarts > 0)  # torchrun has started all again: go on
-    checkpoint = train.train(job, spec, data, device, folder, resume=resume, world=world)
+    watched = arguments.profile and world.writer
+    profiler = Profiler(arguments.profile, folder, arguments.artifacts.parent / "logs") if watched else None
+    checkpoint = train.train(job, spec, data, device, folder, resume=resume, world=world, profiler=profiler)
     _close(checkpoint, folder)
+    for line in profiler.lines if profiler else ():
+        train.say(line)
     return checkpoint
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from trainers.diagnosis import Guard
 from trainers.distributed import ALONE, World
 from trainers.evaluate import autocast
 from trainers.optim import make_optimizer
@@ -50,6 +51,7 @@ class Learner:
         module = self._spread()
         self.module = cast(nn.Module, torch.compile(module)) if recipe.compile else module
         self.optimizer = make_optimizer(self.plain, recipe)
+        self.guard = Guard(self.optimizer, device, freezes=not (self.scaler.is_enabled() or recipe.shard))
 
     def _spread(self) -> nn.Module:
         if self.recipe.shard:
@@ -88,6 +90,8 @@ class Learner:
                 self.scaler.scale(loss * (len(truth) / len(labels))).backward()
             hits = (logits.detach().argmax(1) == truth).sum()
             sums += torch.stack([loss.detach().double() * len(truth), hits.double()])
+        sums = self.world.sum(sums)
+        self.guard.note(sums[0])
         self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()

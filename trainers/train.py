@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import torch
@@ -21,6 +21,7 @@ from trainers.batches import Batch, evaluation_batches, steps_per_epoch, trainin
 from trainers.checkpoint import NAME, Checkpoint, Metrics, Point, Quantization, keep_previous, write_weights
 from trainers.cli import leads, progress
 from trainers.dataset import Dataset
+from trainers.diagnosis import explain
 from trainers.distributed import ALONE, World
 from trainers.evaluate import Score, evaluate
 from trainers.initialise import initialise
@@ -30,6 +31,9 @@ from trainers.manifest import CheckFailed, File, Struct, UserError, environment
 from trainers.optim import learning_rate
 from trainers.spec import ModelSpec, Option, Precision, Preprocess, Recipe, legs_of
 from trainers.state import TrainingState, clear_states, load_tensors, newest_state, save_state
+
+if TYPE_CHECKING:
+    from trainers.profiling import Profiler
 
 EVALUATION_BATCH = 128
 SHOW_EVERY_S = 2.0  # reading the loss waits for the device, so the bar shows it only now and then
@@ -90,6 +94,7 @@ def train(
     *,
     resume: bool,
     world: World = ALONE,
+    profiler: Profiler | None = None,
 ) -> Checkpoint:
     """Train to the recipe's end and leave `checkpoint.safetensors` and its record in `folder`.
 
@@ -102,6 +107,8 @@ def train(
         run.forget()
     elif (done := run.resume()) is not None:
         return done
+    if profiler:
+        profiler.attach(run)
     while run.step < run.steps:
         score = run.epoch()
     return run.finish(score)
@@ -140,6 +147,11 @@ class Run:
         self.seen = 0  # images behind these sums
         self.train_loss = math.nan
         self.curve: list[Point] = []
+        self.advance: Callable[[Iterator[Batch]], None] = self._advance  # a profiler puts itself in its place
+
+    def pauses(self) -> list[int]:
+        """The steps after which an epoch, a leg or the run ends, in order."""
+        return sorted({*range(self.per_epoch, self.steps, self.per_epoch), *self.ends})
 
     def epoch(self) -> Score:
         """Train to the end of the epoch (or leg, or run), save the state, test, and print a line about it."""
@@ -296,7 +308,7 @@ class Run:
             bar = bars.add_task(title, total=end, completed=self.step)
             while self.step < end:
                 began = time.perf_counter()
-                self._step(*next(batches))
+                self.advance(batches)
                 self.seconds += time.perf_counter() - began
                 if self.world.writer and time.monotonic() - shown_at > SHOW_EVERY_S:
                     bars.update(bar, description=f"{title}  loss {self._mean_loss():.3f}")
@@ -316,11 +328,12 @@ class Run:
                 torch.cuda.synchronize()
                 self.seconds += time.perf_counter() - began
 
-    def _step(self, images: Tensor, labels: Tensor) -> None:
+    def _advance(self, batches: Iterator[Batch]) -> None:
+        images, labels = next(batches)
         if self.job.qat is not None:
             cast(Any, self.learner.plain).progress(self.step / self.steps)
         rate = learning_rate(self.recipe, self._scheduled(), self.steps)
-        self.sums += self.world.sum(self.learner.step(images, labels, rate))
+        self.sums += self.learner.step(images, labels, rate)
         self.seen += len(labels) * self.world.size
         self.step += 1
 
@@ -338,15 +351,13 @@ class Run:
     def _mean_loss(self, sums: Tensor | None = None, seen: int = 0) -> float:
         """The epoch's mean loss so far, or since these earlier sums.
 
-        Raises CheckFailed when it is not finite: such weights are not worth keeping.
+        Raises CheckFailed when it is not finite, naming the step and the parameter.
         """
         total = self.sums[0].item() - (0.0 if sums is None else sums[0].item())
         loss = total / (self.seen - seen)
         if not math.isfinite(loss):
-            raise CheckFailed(
-                f"the loss is {loss} at or before step {self.step}; train again with a smaller rate, for example "
-                "--set lr=1e-4, or with --precision fp32"
-            )
+            learner = self.learner
+            raise CheckFailed(explain(learner.guard, learner.plain, learner.optimizer, self.recipe, self.step))
         return loss
 
     def _save(self) -> None:

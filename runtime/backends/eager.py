@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from runtime.backends import lacking
+from trainers.manifest import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 formats = ("torch",)
 packages = ("torch",)
-options: Mapping[str, tuple[str, ...]] = {}
+options: Mapping[str, tuple[str, ...]] = {"kernel": ("torch", "triton")}
 computes = True
 
 
@@ -75,4 +76,16 @@ def module(artifact: Found, device: str, threads: int) -> nn.Module:
 
 
 def load(artifact: Found, *, device: str, threads: int, batch: int, options: Mapping[str, str]) -> TorchSession:
-    return TorchSession(module(artifact, device, threads), device, 0.0, {"engine": "eager", "precision": "fp32"})
+    loaded, attested = module(artifact, device, threads), {"engine": "eager", "precision": "fp32"}
+    if options.get("kernel") == "triton":
+        attested["kernel"] = _fuse(loaded, device)
+    return TorchSession(loaded, device, 0.0, attested)
+
+
+def _fuse(loaded: nn.Module, device: str) -> str:
+    """Swap in the project's own kernels; returns what to attest. Raises UserError with the reason when none fits."""
+    from trainers.kernels import fuse
+
+    if device != "cuda":
+        raise UserError("kernel=triton: needs an NVIDIA GPU; choose --device cuda or leave it out")
+    return f"triton ({fuse(loaded)} blocks)"
