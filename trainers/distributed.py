@@ -18,6 +18,8 @@ import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from trainers.manifest import CheckFailed, UserError, usable_threads
 from trainers.spec import Recipe
@@ -119,10 +121,10 @@ class World:
         if cuda:
             torch.cuda.set_device(device)
         try:
-            store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+            store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=dist.PrefixStore(f"attempt-{self._attempt()}", store),
+                store=PrefixStore(f"attempt-{self._attempt()}", store),
                 rank=rank,
                 world_size=size,
                 timeout=PATIENCE,

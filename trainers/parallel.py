@@ -61,7 +61,7 @@ def gathered(tensors: dict[str, Tensor], keep: bool = True) -> dict[str, Tensor]
     from torch.distributed.tensor import DTensor
 
     whole = {}
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):  # in one order in all: a resumed optimizer may have any
         full = tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
         if keep:
             whole[name] = full
