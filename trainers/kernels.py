@@ -53,6 +53,7 @@ class FusedBlock(nn.Module):
 
         wide = self.depthwise(x).permute(0, 2, 3, 1).contiguous()
         scale, shift = (part.permute(1, 2, 0).contiguous() for part in (self.norm.weight, self.norm.bias))
+        assert self.expand.bias is not None, "a ConvNeXt block's convolutions have biases"
         matrix, bias = self.expand.weight.flatten(1).to(wide.dtype), self.expand.bias.to(wide.dtype)
         active, _, _ = norm_expand_gelu(wide, scale, shift, matrix.contiguous(), bias, self.norm.eps)
         return x + self.project(active.permute(0, 3, 1, 2))

@@ -133,7 +133,7 @@ class Profiler:
 
 def costliest(recorder: profile, device: str) -> list[tuple[str, float]]:
     """(operator, its share of all operators' self time), largest first; annotations are not operators."""
-    from torch.autograd import DeviceType
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
     times = {
         event.key: event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
