@@ -18,10 +18,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
-<<<<<<< Updated upstream
 from torch.distributed.distributed_c10d import PrefixStore
-=======
->>>>>>> Stashed changes
 from torch.distributed.rendezvous import rendezvous
 
 from trainers.manifest import CheckFailed, UserError, usable_threads
@@ -127,11 +124,7 @@ class World:
             store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
-<<<<<<< Updated upstream
                 store=PrefixStore(f"attempt-{self._attempt()}", store),
-=======
-                store=dist.PrefixStore(f"attempt-{self._attempt()}", store),  # type: ignore[attr-defined]
->>>>>>> Stashed changes
                 rank=rank,
                 world_size=size,
                 timeout=PATIENCE,
