@@ -16,6 +16,9 @@ import time
 COMMANDS = (
     "trainers",
     "trainers.cache",
+    "trainers.ladder",
+    "trainers.sweep",
+    "trainers.experiments",
     "export",
     "runtime",
     "runtime bench",

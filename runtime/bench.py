@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from runtime import backends
 from runtime.backend import Backend
 from runtime.contender import Contender, Plan
-from runtime.quiet import other_load
 from runtime.results import Measurement, Report
 from runtime.targets import Target
 from trainers.manifest import Environment, UserError
+from trainers.quiet import other_load
 
 MEMORY_SHARE = 0.8  # of the machine's memory, that one worker may have
 

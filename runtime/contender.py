@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from runtime.check import Check
-from runtime.process import Worker, WorkerError
 from runtime.results import Cell, Measurement
 from runtime.targets import Target
+from trainers.process import Worker, WorkerError
 
 AT_LEAST, AT_MOST = 3, 1000  # samples a turn: enough for a median, few enough to keep them all
 WARM_S = 1.0  # bound of the warm-up before the first round
@@ -90,7 +90,7 @@ class Contender:
         """Start the worker, once; again only after it failed at another batch size."""
         if self._worker is not None:
             return
-        self._worker = Worker(threads=self._plan.threads, memory_bytes=self._plan.memory_bytes)
+        self._worker = Worker("runtime.worker", threads=self._plan.threads, memory_bytes=self._plan.memory_bytes)
         self._ask("open", path=str(self.target.found.path), backend=self.backend, device=self._plan.device,
                   threads=self._plan.threads, options=self.options, factories=list(self._plan.factories))  # fmt: skip
 

@@ -9,9 +9,9 @@ import msgspec
 from export.variant import Variant
 from runtime import stats
 from runtime.check import Check
-from runtime.quiet import NOISY
-from runtime.stats import Estimate
 from trainers.manifest import Environment, Record, Struct
+from trainers.quiet import NOISY
+from trainers.stats import Estimate
 
 
 class Subject(Struct, frozen=True, kw_only=True):

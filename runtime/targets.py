@@ -11,10 +11,10 @@ import msgspec
 
 from export.artifact import Found, find, open_file
 from runtime.check import home
-from runtime.process import Worker, WorkerError
 from runtime.results import Subject
 from trainers.checkpoint import folder_name
 from trainers.manifest import UserError, sha256
+from trainers.process import Worker, WorkerError
 
 READ_S = 60.0  # reading a foreign file takes longer only when it means harm
 
@@ -98,7 +98,7 @@ def _target(found: Found, memory_bytes: int | None) -> Target:
 def _foreign(found: Found, memory_bytes: int | None) -> Target:
     """A file without a record is read in a process of its own first: reading alone may crash or hang."""
     path = found.path
-    with contextlib.closing(Worker(threads=1, memory_bytes=memory_bytes)) as worker:
+    with contextlib.closing(Worker("runtime.worker", threads=1, memory_bytes=memory_bytes)) as worker:
         try:
             read = worker.ask("inspect", path=str(path), timeout=READ_S)
         except WorkerError as error:

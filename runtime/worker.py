@@ -6,31 +6,25 @@
     {"do": "turn", "seconds": 0.2, "at_least": 3, "at_most": 1000}   -> nanoseconds of every sample
     {"do": "inspect", "path": …}                               -> inputs of a foreign ONNX file
 
-Run by `runtime.process`, never by hand. An engine that needs no PyTorch runs here without importing it.
+Run by `trainers.process`, never by hand. An engine that needs no PyTorch runs here without importing it.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
 import re
-import resource
-import signal
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from export.artifact import Artifact, Found
 from runtime import backends
 from runtime.backend import Backend, Session
 from trainers import external
-from trainers.manifest import UserError
+from trainers.serving import peak_bytes, serve
 
-PR_SET_PDEATHSIG = 1
 WARM_SHARE = 0.1  # of a turn, before its samples: caches and threads were the other workers'
 
 
@@ -130,44 +124,7 @@ def _first_and_check(
     return first_s, msgspec.to_builtins(result)
 
 
-def peak_bytes() -> int:
-    """The process's peak resident memory. Linux's VmHWM: unlike ru_maxrss it starts afresh with the program."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def limit_memory(limit: int | None) -> None:
-    """Make allocations beyond `limit` bytes fail, so that one file cannot take the machine down."""
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
-def die_with_parent() -> None:
-    """A worker may be stopped when its parent is killed; the kernel then ends it (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
-            sys.exit(1)
-
-
-def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one request. Whatever goes wrong is the answer: this is the process border."""
-    do: Callable[..., dict[str, Any]] = getattr(worker, request.pop("do"))
-    try:
-        return do(**request)
-    except UserError as error:
-        return {"error": str(error)}
-    except Exception as error:  # an engine may raise anything
-        return {"error": one_line(error)}
-
-
-def one_line(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """An engine's exception as one short line, with its type where that says more."""
     from runtime.backend import BackendError
 
@@ -178,22 +135,5 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {textwrap.shorten(text, 240)}"
 
 
-def serve(requests: IO[str], replies: IO[str]) -> None:
-    """Answer until the other side hangs up."""
-    worker = Worker()
-    for line in requests:
-        replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
-        replies.flush()
-
-
-def main() -> None:
-    die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    limit_memory(int(sys.argv[1]) if len(sys.argv) > 1 else None)
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # engines print on stdout; there it would break the protocol
-    serve(sys.stdin, replies)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker(), explain)

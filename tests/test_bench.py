@@ -22,11 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime import bench, targets
 from runtime.contender import Contender, Plan
-from runtime.process import Worker, WorkerError
-from runtime.quiet import STAT, other_load
 from runtime.report import table, verdict
 from runtime.results import Report
 from trainers.manifest import UserError, environment
+from trainers.process import Worker, WorkerError
+from trainers.quiet import STAT, other_load
 
 pytestmark = pytest.mark.slow
 GIB = 1 << 30
@@ -216,7 +216,7 @@ def test_a_damaged_artifact_is_not_measured(made: Path, tmp_path: Path) -> None:
 
 
 def test_workers_of_engines_without_torch_do_not_import_it(made: Path) -> None:
-    worker = Worker(threads=1)
+    worker = Worker("runtime.worker", threads=1)
     try:
         path = made / "simplecnn-dynamo-exact-int8.onnx"
         started = time.monotonic()
@@ -229,7 +229,7 @@ def test_workers_of_engines_without_torch_do_not_import_it(made: Path) -> None:
 
 
 def test_an_idle_worker_is_stopped_and_ends_when_closed() -> None:
-    worker = Worker(threads=1)
+    worker = Worker("runtime.worker", threads=1)
     worker.ask("modules", timeout=30, names=[])
     status = Path(f"/proc/{worker.pid}/status")
     deadline = time.monotonic() + 5
@@ -241,7 +241,7 @@ def test_an_idle_worker_is_stopped_and_ends_when_closed() -> None:
 
 
 def test_a_killed_worker_is_named_by_its_signal() -> None:
-    worker = Worker(threads=1)
+    worker = Worker("runtime.worker", threads=1)
     try:
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(WorkerError, match="crashed: SIGKILL"):

@@ -9,11 +9,16 @@ import pytest
 from export.artifact import Artifact
 from runtime.report import table
 from runtime.results import Report
+from trainers import tables
 from trainers.checkpoint import Checkpoint
 from trainers.manifest import Record
+from trainers.results import Experiments, Ladder, Sweep
 
 GOLDEN = Path(__file__).parent / "golden"
-NOUNS: dict[str, type[Record]] = {"checkpoint": Checkpoint, "artifact": Artifact, "report": Report}
+NOUNS: dict[str, type[Record]] = {
+    "checkpoint": Checkpoint, "artifact": Artifact, "report": Report, "ladder": Ladder, "sweep": Sweep,
+    "experiments": Experiments,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
@@ -34,3 +39,12 @@ def test_an_old_report_is_still_a_table(capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr().out
     assert "times faster than eager fp32" in shown
     assert "simplecnn-dynamo-exact-int8" in shown
+
+
+def test_old_measurements_of_training_are_still_tables() -> None:
+    ladder = Ladder.load(GOLDEN / "ladder-1.json")
+    assert next(row[5] for row in tables.ladder_rows(ladder)) == "1.00"
+    assert ladder.best is not None
+    assert ladder.best.name == "all-threads"
+    assert [row[-1] for row in tables.sweep_rows(Sweep.load(GOLDEN / "sweep-1.json"))][1] == "sweet spot"
+    assert len(tables.experiment_rows(Experiments.load(GOLDEN / "experiments-1.json"))) == 7

@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {"trainers": set(), "export": {"trainers"}, "runtime": {"trainers", "export"}}
-COMMANDS = ["trainers", "trainers.cache", "export", "runtime", "runtime bench", "runtime view"]
+COMMANDS = [
+    "trainers", "trainers.cache", "trainers.ladder", "trainers.sweep", "trainers.experiments", "export", "runtime",
+    "runtime bench", "runtime view",
+]  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:

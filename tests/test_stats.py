@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runtime import stats
+from trainers.stats import Estimate
 
 
 @pytest.mark.parametrize(("q", "needed"), [(0.9, 100), (0.99, 1000)])
@@ -41,8 +42,8 @@ def test_the_interval_of_equals_holds_one_about_95_times_in_100() -> None:
 
 
 def test_a_wide_interval_is_vague() -> None:
-    assert stats.Estimate(10.0, 1.0, 100.0).is_vague
-    assert not stats.Estimate(1.5, 1.4, 1.6).is_vague
+    assert Estimate(10.0, 1.0, 100.0).is_vague
+    assert not Estimate(1.5, 1.4, 1.6).is_vague
 
 
 def test_rounds_of_different_number_cannot_be_paired() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainers import cli, models
-from trainers.manifest import UserError
+from trainers.manifest import UserError, environment
 from trainers.profiling import Profiler, Window, quiet
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from trainers.distributed import World
     from trainers.spec import ModelSpec
 
+AUTO = "auto"  # the recipe that is computed as the ladder says
 EXAMPLES = """\
 examples:
   python -m trainers simplecnn                            the embedded data: nothing to download
@@ -57,7 +58,13 @@ def parser() -> cli.Parser:
     length = made.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=_above_zero, metavar="N", help="passes over the training split")
     length.add_argument("--steps", type=cli.positive, metavar="N", help="optimizer steps, instead of epochs")
-    made.add_argument("--recipe", default="default", metavar="NAME", help="default, or one of the model's own: fast")
+    made.add_argument(
+        "--recipe",
+        default="default",
+        metavar="NAME",
+        help="default; auto: computed the way python -m trainers.ladder found best on this machine; or one of the "
+        "model's own: fast",
+    )
     made.add_argument("--batch-size", type=cli.positive, metavar="B", help="images a step")
     made.add_argument(
         "--precision",
@@ -158,11 +165,13 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
     from trainers.checkpoint import folder_name
     from trainers.dataset import byte_count
     from trainers.open import open_dataset
+    from trainers.switches import auto
 
+    chosen = "default" if arguments.recipe == AUTO else arguments.recipe
     named = arguments.data or "synthetic"
     source = named.partition(":")[0]
     # Before any data is read: mistakes come first.
-    options, recipe = spec.configure(settings, spec.recipe(source, arguments.recipe))
+    options, recipe = spec.configure(settings, spec.recipe(source, chosen))
     world.fit(recipe)
     folder = arguments.artifacts / folder_name(arguments.name or name)
     weights = start.read(arguments.weights, recipe) if arguments.weights else None
@@ -178,7 +187,11 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
             pack_limit=byte_count(arguments.pack_limit) if arguments.pack_limit else None,
         )
     data = data.widened(count) if count else data
-    options, recipe = spec.configure(settings, train.fit(spec.recipe(data.info.name, arguments.recipe), device))
+    fitted = train.fit(spec.recipe(data.info.name, chosen), device)
+    if arguments.recipe == AUTO:
+        fitted, line = auto(fitted, folder, name, options, device.type, environment())
+        train.say(line)
+    options, recipe = spec.configure(settings, fitted)
     recipe = world.fit(recipe)
     job = train.Job(model=name, options=options, recipe=recipe, input_shape=spec.shape(options))
     if ":" in name and not count:

@@ -17,8 +17,8 @@ def is_norm(part: nn.Module) -> bool:
     return isinstance(part, NORMS) or getattr(part, "was_norm", False)
 
 
-def make_optimizer(module: nn.Module, recipe: Recipe) -> optim.Optimizer:
-    """A fused optimizer that decays weights, but neither norms nor biases."""
+def make_optimizer(module: nn.Module, recipe: Recipe, *, fused: bool = True) -> optim.Optimizer:
+    """An optimizer that decays weights, but neither norms nor biases; without `fused` it is as PyTorch makes it."""
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     seen: set[nn.Parameter] = set()  # a tied parameter has more than one place
@@ -36,9 +36,9 @@ def make_optimizer(module: nn.Module, recipe: Recipe) -> optim.Optimizer:
             momentum=recipe.momentum,
             nesterov=recipe.momentum > 0,
             weight_decay=recipe.weight_decay,
-            fused=not recipe.shard,  # PyTorch has no fused SGD for shards
+            fused=False if recipe.shard else fused or None,  # PyTorch has no fused SGD for shards
         )
-    return optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    return optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused or None)
 
 
 def learning_rate(recipe: Recipe, step: float, steps: int) -> float:

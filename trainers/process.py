@@ -21,9 +21,9 @@ class WorkerError(Exception):
 class Worker:
     """A child process that speaks JSON lines. It sleeps (SIGSTOP) except while it is asked something."""
 
-    def __init__(self, *, threads: int, memory_bytes: int | None = None) -> None:
-        """Start it. `memory_bytes` bounds its private memory; None leaves it free."""
-        command = [sys.executable, "-m", "runtime.worker", *([str(memory_bytes)] if memory_bytes else [])]
+    def __init__(self, module: str, *, threads: int, memory_bytes: int | None = None) -> None:
+        """Start `python -m module`, which serves. `memory_bytes` bounds its private memory; None leaves it free."""
+        command = [sys.executable, "-m", module, *([str(memory_bytes)] if memory_bytes else [])]
         # Thread pools read these when their library is loaded, before anyone can ask them.
         counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `close`)
