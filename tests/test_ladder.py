@@ -108,7 +108,7 @@ def test_the_table_adds_one_technique_a_rung() -> None:
         assert more != switches or name == "one-thread"
         switches = more
     assert switches.batch_size == 128
-    assert switches.rewrites == ("live-taps", "dense-depthwise", "map-norm")
+    assert switches.rewrites == ("live-taps", "small-maps", "map-norm")
     assert (switches.loader, switches.compile) == ("packed", "reduce-overhead")
     assert selected("fused,one-thread") == ["one-thread", "fused"]
     assert unusable(RUNGS, "cuda").keys() == {"keep-memory"}

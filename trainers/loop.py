@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import gc
 import importlib
@@ -30,7 +31,7 @@ from trainers.initialise import initialise
 from trainers.manifest import UserError
 from trainers.optim import learning_rate, make_optimizer
 from trainers.results import Learned, Point
-from trainers.rewrites import rewrite
+from trainers.rewrites import rewrite, selected
 from trainers.rung import Switches
 from trainers.serving import peak_bytes
 from trainers.spec import ModelSpec, Option, Preprocess, Recipe
@@ -63,9 +64,11 @@ class Loop:
         self.layout = torch.channels_last if switches.channels_last else torch.contiguous_format
         plain = spec.build(num_classes=len(data.classes), input_shape=shape, **options)
         initialise(plain, recipe.init)
-        for name in switches.rewrites:
-            if not rewrite(plain, shape, [name]):
-                raise UserError(f"the model has nothing that {name} could rewrite")
+        if switches.rewrites:
+            newest = switches.rewrites[-1]
+            if not rewrite(copy.deepcopy(plain), shape, [newest]):
+                raise UserError(f"the model has nothing that {newest} could rewrite")
+            rewrite(plain, shape, selected(",".join(switches.rewrites)))
         self.plain = plain.to(device).to(memory_format=self.layout)
         if switches.kernels:
             _fuse(self.plain)

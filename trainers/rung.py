@@ -67,9 +67,7 @@ RUNGS: dict[str, Technique] = {
     "channels-last": Technique(title="channels-last memory", changes={"channels_last": True}),
     "keep-memory": Technique(title="malloc keeps freed memory", changes={"keep_memory": True}, needs="glibc"),
     "live-taps": Technique(title="kernels without dead taps", changes={"rewrites": ("live-taps",)}),
-    "dense-depthwise": Technique(
-        title="small depthwise convolutions as matrices", changes={"rewrites": ("dense-depthwise",)}
-    ),
+    "small-maps": Technique(title="convolutions on small maps as matrices", changes={"rewrites": ("small-maps",)}),
     "map-norm": Technique(title="norms of maps as they lie in memory", changes={"rewrites": ("map-norm",)}),
     "compile": Technique(title="torch.compile", changes={"compile": "default"}),
     "cuda-graphs": Technique(title="CUDA graphs", changes={"compile": "reduce-overhead"}, needs="cuda"),
