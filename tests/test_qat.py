@@ -103,6 +103,7 @@ def test_the_export_is_the_fake_quantized_module_in_integers(trained: Path, expo
     assert exported.file.bytes < 0.3 * (trained / "simplecnn" / "checkpoint.safetensors").stat().st_size
 
 
+@pytest.mark.slow
 def test_the_drop_is_counted_from_the_fp32_checkpoint(trained: Path, exported: Artifact) -> None:
     done = succeed("export", "simplecnn", "--verify-images", 200, "--artifacts", trained, "--json")
     fp32 = json.loads(done.stdout)["artifacts"][0]["parity"]
@@ -110,6 +111,7 @@ def test_the_drop_is_counted_from_the_fp32_checkpoint(trained: Path, exported: A
     assert exported.parity.drop == pytest.approx(fp32["accuracy"] - exported.parity.accuracy)
 
 
+@pytest.mark.slow
 def test_onnxruntime_is_timed_and_checked_against_the_fake_quantized_module(trained: Path, exported: Artifact) -> None:
     done = succeed(
         "runtime", "bench", "simplecnn-qat", "--artifacts", trained, "--backends", "onnxruntime", "--batch", "1,4",
@@ -127,6 +129,7 @@ def test_onnxruntime_is_timed_and_checked_against_the_fake_quantized_module(trai
         torch.testing.assert_close(module(images), logits, rtol=1e-2, atol=1e-2 * float(logits.std()))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(trained: Path, tmp_path: Path) -> None:
     flags = [*FLAGS, "--steps", "40", "--set", "save_every=8", "--set", "freeze_ranges=0.5", "--artifacts"]
     for name in ("whole", "cut"):
@@ -198,6 +201,7 @@ def test_a_changed_record_is_refused(copy: Path) -> None:
     expect_refusal("export", "simplecnn-qat", "--artifacts", copy, says="does not fit simplecnn")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
 def test_weights_that_do_not_fit_the_settings_are_refused(copy: Path, change: str) -> None:
     path = copy / "simplecnn-qat" / "checkpoint.safetensors"
