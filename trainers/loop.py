@@ -27,7 +27,7 @@ from trainers.batches import evaluation_batches
 from trainers.dataset import Dataset
 from trainers.evaluate import autocast, evaluate
 from trainers.feed import feed
-from trainers.initialise import initialise
+from trainers.initialise import initialise, some_images
 from trainers.manifest import UserError
 from trainers.optim import learning_rate, make_optimizer
 from trainers.results import Learned, Point
@@ -63,7 +63,7 @@ class Loop:
         shape = spec.shape(options)
         self.layout = torch.channels_last if switches.channels_last else torch.contiguous_format
         plain = spec.build(num_classes=len(data.classes), input_shape=shape, **options)
-        initialise(plain, recipe.init)
+        initialise(plain, recipe.init, lambda: some_images(data, shape))
         if switches.rewrites:
             newest = switches.rewrites[-1]
             if not rewrite(copy.deepcopy(plain), shape, [newest]):

@@ -41,7 +41,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     ema: float = 0.0  # decay a step of the averaged weights, which are then the result; 0: none
 
     # the model and its images
-    init: Literal["default", "kaiming", "xavier", "trunc_normal"] = "default"
+    init: Literal["default", "kaiming", "xavier", "trunc_normal", "whiten"] = "default"
     label_smoothing: float = 0.0
     flip: bool = False  # mirror half of the training images
     crop: int = 0  # pad by this many pixels, then crop at random

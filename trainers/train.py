@@ -24,7 +24,7 @@ from trainers.dataset import Dataset
 from trainers.diagnosis import explain
 from trainers.distributed import ALONE, World
 from trainers.evaluate import Score, evaluate
-from trainers.initialise import initialise
+from trainers.initialise import initialise, some_images
 from trainers.interrupt import deferred
 from trainers.learner import Learner, resized
 from trainers.manifest import CheckFailed, File, Struct, UserError, environment
@@ -139,7 +139,7 @@ class Run:
         self.step, self.seconds, self.leg = 0, 0.0, 0
         if job.start is None:
             plain = self._build(self._shape(0))
-            initialise(plain, recipe.init)
+            initialise(plain, recipe.init, lambda: some_images(data, self._shape(0)))
         else:
             plain = job.start()
         self._learn(plain)
