@@ -214,6 +214,9 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
 
 
 def _quantized(arguments: argparse.Namespace) -> Checkpoint:
+    for flag in ("weights", "input", "classes"):
+        if getattr(arguments, flag) is not None:
+            raise UserError(f"--qat goes on with the checkpoint's own {flag}; leave --{flag} out")
     if arguments.recipe != "default":
         raise UserError("--qat goes on with the checkpoint's own recipe; leave --recipe out")
     from trainers.finetune import quantized

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from trainers import models, qat
+from trainers import external, models, qat
 from trainers.checkpoint import NAME, Checkpoint, Quantization, folder_name, keep, load_model
 from trainers.cli import choose
 from trainers.dataset import Dataset, byte_count
@@ -34,7 +34,7 @@ def quantized(arguments: argparse.Namespace, settings: Mapping[str, str]) -> tup
     """
     qat.check_installed()
     device = pick_device(arguments.device)
-    source = arguments.artifacts / folder_name(arguments.model)
+    source = arguments.artifacts / folder_name(external.allow(arguments.model))
     record = _origin(source, arguments)
     spec = models.get(record.model)
     how, recipe = configure(spec, record, settings)
