@@ -9,10 +9,10 @@ import pytest
 from export.artifact import Artifact
 from runtime.report import table
 from runtime.results import Report
-from trainers import tables
 from trainers.checkpoint import Checkpoint
 from trainers.manifest import Record
-from trainers.results import Experiments, Ladder, Sweep
+from trainers.measure import tables
+from trainers.measure.results import Experiments, Ladder, Sweep
 
 GOLDEN = Path(__file__).parent / "golden"
 NOUNS: dict[str, type[Record]] = {

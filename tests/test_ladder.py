@@ -13,17 +13,18 @@ import torch
 from commands import expect_refusal, run, succeed
 from PIL import Image
 
-from trainers import models, tables
+from trainers import models
 from trainers.checkpoint import Checkpoint
 from trainers.dataset import DataInfo, SplitInfo
-from trainers.feed import feed
-from trainers.loop import Loop
 from trainers.manifest import UserError, environment, gpu
+from trainers.measure import tables
+from trainers.measure.feed import feed
+from trainers.measure.loop import Loop
+from trainers.measure.results import Experiments, Ladder, Result, Sweep, Turns, sweet_spot
+from trainers.measure.rung import RUNGS, Switches, climbed, selected, unusable
+from trainers.measure.switches import tuned_recipe
 from trainers.open import open_dataset
-from trainers.results import Experiments, Ladder, Result, Sweep, Turns, sweet_spot
-from trainers.rung import RUNGS, Switches, climbed, selected, unusable
 from trainers.spec import Preprocess, Recipe
-from trainers.switches import tuned_recipe
 
 NO_GPU = pytest.mark.skipif(gpu() is not None, reason="this machine has an NVIDIA GPU")
 SHORT = ("--device", "cpu", "--rounds", 2, "--seconds", 0.2)

@@ -164,8 +164,8 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
     from trainers import start, train
     from trainers.checkpoint import folder_name
     from trainers.dataset import byte_count
+    from trainers.measure.switches import auto
     from trainers.open import open_dataset
-    from trainers.switches import auto
 
     chosen = "default" if arguments.recipe == AUTO else arguments.recipe
     named = arguments.data or "synthetic"

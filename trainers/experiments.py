@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from trainers import cli
-from trainers.plan import add_flags, add_images, batches
+from trainers.measure.plan import add_flags, add_images, batches
 
 if TYPE_CHECKING:
-    from trainers.plan import Plan
-    from trainers.results import Experiments, Result
-    from trainers.rung import Switches
-    from trainers.trial import Notify
+    from trainers.measure.plan import Plan
+    from trainers.measure.results import Experiments, Result
+    from trainers.measure.rung import Switches
+    from trainers.measure.trial import Notify
 
 CPU, GPU, SWEEP, MATRIX = "cpu", "gpu", "gpu-amp-sweep", "compile-and-amp"
 NO_GPU = "needs an NVIDIA GPU"
@@ -57,11 +57,11 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> tuple[Experiments, Path]:
     """Measure every group and write the files; returns their common path."""
-    from trainers import plan, tables
     from trainers.manifest import write_atomic
+    from trainers.measure import plan, tables
+    from trainers.measure.records import place
+    from trainers.measure.results import Experiments
     from trainers.quiet import other_load
-    from trainers.records import place
-    from trainers.results import Experiments
 
     owned = frozenset({"batch_size", "precision", "compile", "rewrites", "keep_memory", "channels_last"})
     planned = plan.make(arguments, owned=owned)
@@ -80,8 +80,8 @@ def run(arguments: argparse.Namespace) -> tuple[Experiments, Path]:
 
 def measure(plan: Plan, arguments: argparse.Namespace, notify: Notify) -> dict[str, tuple[Result, ...]]:
     """All groups, in the order of the table; those that need a GPU are rows with that reason where there is none."""
-    from trainers.results import sweet_spot
-    from trainers.rung import Switches
+    from trainers.measure.results import sweet_spot
+    from trainers.measure.rung import Switches
 
     on_gpu = plan.device == "cuda"
     size = arguments.batch_size or (128 if on_gpu else 32)
@@ -126,7 +126,7 @@ class Group:
         self._images = 0
 
     def run(self, rows: dict[str, Switches], device: str, *, learn: bool = True) -> tuple[Result, ...]:
-        from trainers.trial import Trial, together
+        from trainers.measure.trial import Trial, together
 
         trials = [
             Trial(title.lower().replace(",", "").replace(" ", "-"), title, switches, self._plan, device=device)
@@ -146,7 +146,7 @@ class Group:
 
 def show(record: Experiments, stem: Path, *, stderr: bool) -> None:
     """The table of all rows, the two by two, and where the files are."""
-    from trainers import tables
+    from trainers.measure import tables
 
     everything = [result for group in record.groups.values() for result in group]
     learned = next((result.learned for result in everything if result.learned), None)
@@ -164,7 +164,7 @@ def show(record: Experiments, stem: Path, *, stderr: bool) -> None:
 
 def two_by_two(record: Experiments, result: Result) -> str:
     """One cell: epoch time and accuracy, or a dash."""
-    from trainers.tables import UNKNOWN, number
+    from trainers.measure.tables import UNKNOWN, number
 
     if not result.valid or result.learned is None:
         return UNKNOWN

@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainers import cli, rung
+from trainers import cli
 from trainers.manifest import UserError
-from trainers.plan import add_flags, add_images, batches
+from trainers.measure import rung
+from trainers.measure.plan import add_flags, add_images, batches
 
 if TYPE_CHECKING:
-    from trainers.results import Ladder
+    from trainers.measure.results import Ladder
 
 OWNED = frozenset({"batch_size", "precision", "channels_last", "compile", "rewrites", "keep_memory"})
 BATCHES = {"cpu": (32, 128), "cuda": (128, 512)}
@@ -64,12 +65,12 @@ def run(arguments: argparse.Namespace) -> tuple[Ladder, Path]:
     if arguments.batch_sizes and len(arguments.batch_sizes) != 2:
         raise UserError("--batch-sizes takes a small and a larger one; write for example --batch-sizes 32,128")
 
-    from trainers import chart, plan, tables
-    from trainers.climb import climb
     from trainers.manifest import write_atomic
+    from trainers.measure import chart, plan, tables
+    from trainers.measure.climb import climb
+    from trainers.measure.records import place
+    from trainers.measure.results import Ladder
     from trainers.quiet import other_load
-    from trainers.records import place
-    from trainers.results import Ladder
 
     planned = plan.make(arguments, owned=OWNED)
     load, started = other_load(), time.monotonic()
@@ -97,7 +98,7 @@ def run(arguments: argparse.Namespace) -> tuple[Ladder, Path]:
 
 
 def _boards(ladder: Ladder, folder: Path) -> None:
-    from trainers import board
+    from trainers.measure import board
 
     began = datetime.datetime.fromisoformat(ladder.environment.time).timestamp()
     for name, result in (("original", ladder.first), ("optimized", ladder.best)):
@@ -122,7 +123,7 @@ def document(ladder: Ladder) -> dict[str, Any]:
 
 def show(ladder: Ladder, stem: Path, arguments: argparse.Namespace) -> None:
     """The table and the closing lines."""
-    from trainers import tables
+    from trainers.measure import tables
 
     learned = next((result.learned for result in ladder.results if result.learned), None)
     test = f"; loss and top-1 on {learned.test_images} test images after {learned.images}" if learned else ""
@@ -136,8 +137,8 @@ def show(ladder: Ladder, stem: Path, arguments: argparse.Namespace) -> None:
 
 def closing(ladder: Ladder, stem: Path, logs: Path) -> list[str]:
     """What the table says, in words: what did not help, the best way, where the files are."""
+    from trainers.measure.tables import described, number
     from trainers.quiet import NOISY
-    from trainers.tables import described, number
 
     best, first, ratio = ladder.best, ladder.first, ladder.best_ratio
     if best is None or first is None or ratio is None or best.pace is None:

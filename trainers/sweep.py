@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from trainers import cli
-from trainers.plan import add_flags, batches
+from trainers.measure.plan import add_flags, batches
 
 if TYPE_CHECKING:
-    from trainers.results import Sweep
+    from trainers.measure.results import Sweep
 
 EXAMPLES = """\
 examples:
@@ -50,13 +50,13 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> tuple[Sweep, Path]:
     """Measure and write the files; returns their common path."""
-    from trainers import chart, plan, tables
     from trainers.manifest import write_atomic
+    from trainers.measure import chart, plan, tables
+    from trainers.measure.records import place
+    from trainers.measure.results import Sweep
+    from trainers.measure.switches import tuned
+    from trainers.measure.trial import Trial, together
     from trainers.quiet import other_load
-    from trainers.records import place
-    from trainers.results import Sweep
-    from trainers.switches import tuned
-    from trainers.trial import Trial, together
 
     planned = plan.make(arguments, owned=frozenset({"batch_size"}))
     switches = tuned(planned)
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> tuple[Sweep, Path]:
 
 def show(sweep: Sweep, stem: Path, *, stderr: bool) -> None:
     """The table, the sweet spot and where the files are."""
-    from trainers import tables
+    from trainers.measure import tables
 
     title = f"{sweep.model} on {sweep.data.name}, {sweep.device}, {sweep.rounds} rounds"
     cli.table(title, tables.SWEEP, tables.sweep_rows(sweep), stderr=stderr)

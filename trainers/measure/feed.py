@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from trainers.batches import Batch, augment, steps_per_epoch, training_batches
 from trainers.dataset import Split
 from trainers.manifest import UserError, usable_threads
+from trainers.measure.rung import Switches
 from trainers.pack import Packed
 from trainers.preprocess import prepare
-from trainers.rung import Switches
 from trainers.serving import die_with_parent
 from trainers.spec import Preprocess, Recipe
 

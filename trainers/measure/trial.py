@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from trainers.plan import MEMORY_SHARE, Plan
+from trainers.measure.plan import MEMORY_SHARE, Plan
+from trainers.measure.results import Learned, Result, Turns
+from trainers.measure.rung import Switches
 from trainers.process import Worker, WorkerError
-from trainers.results import Learned, Result, Turns
-from trainers.rung import Switches
 
 WARM_S = 0.3  # of untimed training before the first turn; at least a few steps
 POINTS = 40  # of a training curve
@@ -40,7 +40,7 @@ class Trial:
         on_gpu = result.device == "cuda"  # whose driver maps far more host memory than it uses
         with self._errors():
             self._worker = Worker(
-                "trainers.rung_worker", threads=result.switches.cores, memory_bytes=None if on_gpu else limit
+                "trainers.measure.worker", threads=result.switches.cores, memory_bytes=None if on_gpu else limit
             )
             self._ask(
                 "open", model=plan.typed, options=plan.options, recipe=msgspec.to_builtins(plan.recipe), data=plan.data,

@@ -9,7 +9,7 @@ import msgspec
 from trainers import stats
 from trainers.dataset import DataInfo
 from trainers.manifest import Environment, Record, Struct
-from trainers.rung import Switches
+from trainers.measure.rung import Switches
 from trainers.spec import Option
 from trainers.stats import Estimate
 

@@ -31,9 +31,9 @@ class Worker:
         import torch
 
         from trainers import external, models
-        from trainers.loop import Loop
+        from trainers.measure.loop import Loop
+        from trainers.measure.rung import Switches
         from trainers.open import open_dataset
-        from trainers.rung import Switches
         from trainers.spec import Recipe
 
         spec = models.get(external.allow(model))  # the parent's command line named it

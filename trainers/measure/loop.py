@@ -26,13 +26,13 @@ from trainers.allocator import keep_freed_memory
 from trainers.batches import evaluation_batches
 from trainers.dataset import Dataset
 from trainers.evaluate import autocast, evaluate
-from trainers.feed import feed
 from trainers.initialise import initialise, some_images
 from trainers.manifest import UserError
+from trainers.measure.feed import feed
+from trainers.measure.results import Learned, Point
+from trainers.measure.rung import Switches
 from trainers.optim import learning_rate, make_optimizer
-from trainers.results import Learned, Point
 from trainers.rewrites import rewrite, selected
-from trainers.rung import Switches
 from trainers.serving import peak_bytes
 from trainers.spec import ModelSpec, Option, Preprocess, Recipe
 

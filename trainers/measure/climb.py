@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from trainers.plan import Plan
-from trainers.results import Result
-from trainers.rung import RUNGS, Switches, climbed, unusable
-from trainers.switches import fitting_rewrites
-from trainers.trial import Notify, Trial, race
+from trainers.measure.plan import Plan
+from trainers.measure.results import Result
+from trainers.measure.rung import RUNGS, Switches, climbed, unusable
+from trainers.measure.switches import fitting_rewrites
+from trainers.measure.trial import Notify, Trial, race
 
 
 def climb(names: Sequence[str], plan: Plan, batches: tuple[int, int], notify: Notify) -> Iterator[Result]:
@@ -27,7 +27,8 @@ def climb(names: Sequence[str], plan: Plan, batches: tuple[int, int], notify: No
         stack.callback(climber.close)
         for done, name in enumerate(names):
             notify(RUNGS[name].title, done)
-            yield climber.skip(name, reasons[name]) if name in reasons else climber.rung(name)
+            reason = reasons.get(name) or climber.already(name)
+            yield climber.skip(name, reason) if reason else climber.rung(name)
 
 
 class Climber:
@@ -54,6 +55,10 @@ class Climber:
                 if other not in (self._first, self._best):
                     other.close()
         return trial.result
+
+    def already(self, name: str) -> str:
+        """Why the technique cannot be told apart from the best way so far; empty where it can."""
+        return "part of the best way already" if self._first and self._with(name) == self._switches else ""
 
     def skip(self, name: str, reason: str) -> Result:
         """A row without a time."""

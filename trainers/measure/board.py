@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from trainers.results import Learned, Result
+from trainers.measure.results import Learned, Result
 
 EVENTS = "events.out.tfevents.*"
 

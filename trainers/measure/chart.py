@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainers.manifest import atomic
-from trainers.results import Ladder, Result, Sweep
-from trainers.tables import number
+from trainers.measure.results import Ladder, Result, Sweep
+from trainers.measure.tables import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 
 from trainers.cli import megabytes
-from trainers.results import Experiments, Ladder, Result, Sweep
+from trainers.measure.results import Experiments, Ladder, Result, Sweep
 from trainers.stats import Estimate
 
 UNKNOWN = "-"

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from trainers.manifest import Environment, UserError
-from trainers.rung import Switches
+from trainers.measure.rung import Switches
 from trainers.spec import Option, Recipe
 
 if TYPE_CHECKING:
-    from trainers.plan import Plan
-    from trainers.results import Ladder
+    from trainers.measure.plan import Plan
+    from trainers.measure.results import Ladder
 
 
 def tuned(plan: Plan) -> Switches:
@@ -61,7 +61,7 @@ def newest_ladder(
 
     It must be of the same model and options, on this machine: host, CPU, GPU and PyTorch.
     """
-    from trainers.results import Ladder
+    from trainers.measure.results import Ladder
 
     reason = "no ladder was measured; make one with python -m trainers.ladder"
     for path in sorted((folder / "ladder").glob("*.json"), reverse=True):
