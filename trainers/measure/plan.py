@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from trainers.spec import ModelSpec, Option, Recipe
 
 MEMORY_SHARE = 0.8  # of the machine's memory, that one worker may have
-LEARN_S = 6.0  # the first contender's time for the images that all learn from, unless --images says how many
-LEAST_STEPS = 4  # of the largest batch
+# The images that all learn from, unless --images says how many, take the first contender between these times; within
+# them, enough steps of the largest batch for a batch norm's averages to settle.
+LEARN_S, LEARN_AT_MOST_S = 6.0, 30.0
+SETTLING_STEPS = 40
 UNUSED = {"shard", "epochs", "steps", "sizes", "accumulate", "ema", "deterministic", "save_every", "seed"}
 
 
@@ -46,9 +48,10 @@ class Plan:
     environment: Environment
 
     def images_for(self, pace: float, batches: Sequence[int]) -> int:
-        """How many images to learn from: whole steps at every batch size, LEARN_S at this pace unless given."""
+        """How many images to learn from, in whole steps at every batch size; `pace` is the first contender's."""
         unit = math.lcm(*batches)
-        wanted = self.images or max(LEARN_S * pace, LEAST_STEPS * max(batches))
+        settled = min(SETTLING_STEPS * max(batches), LEARN_AT_MOST_S * pace)
+        wanted = self.images or max(LEARN_S * pace, settled)
         return unit * max(1, math.ceil(wanted / unit))
 
     def test_images(self, images: int) -> int:
@@ -81,7 +84,7 @@ def add_flags(parser: argparse.ArgumentParser, *, seconds: float, rounds: int) -
 def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=cli.positive, metavar="N",
                         help="images that each learns from before it is tested, rounded up to whole steps (default: "
-                        f"what the first takes {LEARN_S:g} s for)")  # fmt: skip
+                        f"what the first takes {LEARN_S:g} to {LEARN_AT_MOST_S:g} s for)")  # fmt: skip
 
 
 def seconds_type(text: str) -> float:
