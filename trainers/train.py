@@ -266,6 +266,9 @@ class Run:
         if self.learner.scaler.is_enabled():
             self.learner.scaler.load_state_dict(state.scaler)
         self.step, self.seconds, self.seen, self.curve = state.step, state.seconds, state.seen, list(state.curve)
+        if self.step in self.pauses():  # stopped after an epoch's last step: the next one counts anew
+            self.sums.zero_()
+            self.seen = 0
         say(f"resumed at step {state.step}")
         return None
 
@@ -315,8 +318,9 @@ class Run:
                     shown_at = time.monotonic()
                 bars.update(bar, completed=self.step)
                 due = self.recipe.save_every and self.step % self.recipe.save_every == 0 and self.step < end
-                stopping = self.world.any(stop.asked)  # all at the same step, or some would wait for ever
-                if due or (stopping and self.step < self.steps):
+                # All stop at the same step, or some would wait for ever; after the last there is nothing to stop.
+                stopping = self.world.any(stop.asked) and self.step < self.steps
+                if due or stopping:
                     loss = self._mean_loss(*saved)
                     self._save()
                     say(f"step {self.step}/{self.steps}  loss {loss:.4f}  state saved")
