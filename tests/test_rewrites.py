@@ -13,8 +13,8 @@ from trainers.rewrites import REWRITES, live_taps, rewrite, selected
 
 SIZES = {"convnext": {"size": 64}, "resnet18": {}, "simplecnn": {}}
 SWAPPED = {
-    "convnext": {"small-maps": 15 + 6, "live-taps": 3, "map-norm": 22},
-    "resnet18": {"small-maps": 3 + 2 + 3, "live-taps": 4},
+    "convnext": {"small-maps": 15, "live-taps": 3, "map-norm": 22},
+    "resnet18": {"small-maps": 3 + 1 + 3, "live-taps": 4},
 }
 
 

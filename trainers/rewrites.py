@@ -177,8 +177,11 @@ def _live(part: nn.Module, size: tuple[int, int]) -> nn.Module | None:
 def _dense(part: nn.Module, size: tuple[int, int]) -> nn.Module | None:
     if not isinstance(part, nn.Conv2d) or type(part) is not nn.Conv2d or not all(size) or not _is_plain(part):
         return None
-    most = DEPTHWISE_PIXELS if 1 < part.groups == part.in_channels else DENSE_PIXELS
-    return DenseConv2d(part, *_taps(part, size), *size) if size[0] * size[1] <= most else None
+    rows, columns = _taps(part, size)
+    depthwise = 1 < part.groups == part.in_channels
+    # With fewer taps than pixels the matrix would be mostly zeros.
+    most = DEPTHWISE_PIXELS if depthwise else min(DENSE_PIXELS, (rows[1] - rows[0]) * (columns[1] - columns[0]))
+    return DenseConv2d(part, rows, columns, *size) if size[0] * size[1] <= most else None
 
 
 def _taps(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[Taps, Taps]:
