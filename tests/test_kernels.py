@@ -25,20 +25,18 @@ torch.manual_seed(0)
 """
 
 
-def interpret(program: str) -> str:
-    """The program's output; the interpreter is chosen when a kernel is defined, hence a process of its own."""
-    done = subprocess.run(
+def interpret(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of assertions; the interpreter is chosen when a kernel is defined, hence a process of its own."""
+    return subprocess.run(
         [sys.executable, "-W", "error", "-c", PROGRAM + program],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
 
 
 @pytest.mark.parametrize(("dim", "side"), [(4, 3), (16, 8), (20, 13)])  # the last: three chunks, and tiles cut off
 def test_the_block_and_all_its_gradients_agree_with_float64(dim: int, side: int) -> None:
-    interpret(f"""
+    done = interpret(f"""
 block = Block({dim}, {side})
 with torch.no_grad():
     for parameter in block.parameters():
@@ -61,6 +59,7 @@ for (name, ours), theirs in zip(block.named_parameters(), exact.parameters(), st
     assert scale > 0, name
     torch.testing.assert_close(ours.grad.double() / scale, theirs.grad / scale, rtol=1e-4, atol=1e-5, msg=name)
 """)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_half_precision_sums_in_float32() -> None:
@@ -68,7 +67,7 @@ def test_half_precision_sums_in_float32() -> None:
 
     float16 only: the interpreter holds bfloat16 as integers and multiplies matrices of them as such (Triton 3.9).
     """
-    interpret("""
+    done = interpret("""
 dtype = torch.float16
 x = (1 + 0.05 * torch.randn(2, 9, 9, 40)).to(dtype)
 scale, shift = torch.randn(9, 9, 40), torch.randn(9, 9, 40)
@@ -89,15 +88,17 @@ for ours, theirs in zip(leaves, doubles, strict=True):
     assert ours.grad.dtype == ours.dtype
     assert (ours.grad.double() - theirs.grad).abs().max() < 8e-3 * theirs.grad.abs().max()
 """)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_the_operator_keeps_pytorchs_contract() -> None:
     """Schema, autograd registration and fake tensors; tracing needs a compiler, which the interpreter is not."""
-    interpret("""
+    done = interpret("""
 inputs = [torch.randn(*shape, requires_grad=True) for shape in [(2, 3, 3, 16), (3, 3, 16), (3, 3, 16), (24, 16), (24,)]]
 torch.library.opcheck(norm_expand_gelu, (*inputs, 1e-6), test_utils=("test_schema", "test_autograd_registration",
                                                                      "test_faketensor"))
 """)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def test_without_a_gpu_the_reason_is_said() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import ctypes
 import gc
-import importlib
 import itertools
 import math
 import os
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainers import kernels
 from trainers.allocator import keep_freed_memory
 from trainers.batches import evaluation_batches
 from trainers.dataset import Dataset
@@ -71,7 +71,7 @@ class Loop:
             rewrite(plain, shape, selected(",".join(switches.rewrites)))
         self.plain = plain.to(device).to(memory_format=self.layout)
         if switches.kernels:
-            _fuse(self.plain)
+            kernels.fuse(self.plain)
         self.module = _compiled(self.plain, switches)
         self.preprocess = Preprocess(size=shape[1:], resize=min(shape[1:]), mean=data.mean, std=data.std)
         self._initial = [tensor.detach().clone() for tensor in self._tensors()]
@@ -230,16 +230,6 @@ def _compiled(module: nn.Module, switches: Switches) -> nn.Module:
     if not switches.compile:
         return module
     return cast(nn.Module, torch.compile(module, mode=switches.compile))
-
-
-def _fuse(module: nn.Module) -> None:
-    """Swap in the Triton kernels. Raises UserError where there are none, or none fits."""
-    try:
-        kernels = importlib.import_module("trainers.kernels")
-    except ImportError as error:
-        raise UserError(f"the Triton kernels cannot be loaded ({error})") from None
-    if not kernels.fuse(module):
-        raise UserError("the model has nothing that the kernels could fuse")
 
 
 def _hand_back(device: torch.device) -> None:

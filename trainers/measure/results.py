@@ -97,19 +97,24 @@ class Result(Struct, frozen=True, kw_only=True):
         return self.valid and (ratio is None or (ratio.value >= SLOWER and ratio.high >= 1))
 
 
-class Ladder(Record, frozen=True, kw_only=True):
-    """One climb: every rung was timed in rounds with the first one and with the best one before it."""
+class Comparison(Record, frozen=True, kw_only=True):
+    """What ways to train were compared on, where, and how long it took in all."""
 
     environment: Environment
     command: str
     model: str
     options: dict[str, Option]
     data: DataInfo
-    device: str
     rounds: int
-    seconds: float  # spent in all
+    seconds: float
+    other_load: float | None = None  # cores that other programs used when it began
+
+
+class Ladder(Comparison, frozen=True, kw_only=True):
+    """One climb: every rung was timed in rounds with the first one and with the best one before it."""
+
+    device: str
     results: tuple[Result, ...]
-    other_load: float | None = None
 
     @property
     def first(self) -> Result | None:
@@ -138,19 +143,11 @@ class Ladder(Record, frozen=True, kw_only=True):
         return [result for result in measured if (r := result.ratio_before) is not None and r.low <= 1]
 
 
-class Sweep(Record, frozen=True, kw_only=True):
+class Sweep(Comparison, frozen=True, kw_only=True):
     """Training at several batch sizes, timed in common rounds."""
 
-    environment: Environment
-    command: str
-    model: str
-    options: dict[str, Option]
-    data: DataInfo
     device: str
-    rounds: int
-    seconds: float
     results: tuple[Result, ...]
-    other_load: float | None = None
 
     @property
     def sweet_spot(self) -> Result | None:
@@ -166,18 +163,10 @@ def sweet_spot(results: Sequence[Result]) -> Result | None:
     return min(good, key=lambda result: result.switches.batch_size, default=None)
 
 
-class Experiments(Record, frozen=True, kw_only=True):
+class Experiments(Comparison, frozen=True, kw_only=True):
     """The named set of ways to train; rows of one group took turns in common rounds."""
 
-    environment: Environment
-    command: str
-    model: str
-    options: dict[str, Option]
-    data: DataInfo
-    rounds: int
-    seconds: float
     groups: dict[str, tuple[Result, ...]] = msgspec.field(default_factory=dict)
-    other_load: float | None = None
 
     def epoch_s(self, result: Result) -> float | None:
         """Seconds for one pass over the training split at the measured pace."""
