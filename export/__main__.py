@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export import rewrites
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS, TORCH
 from export.precision import PRECISIONS
@@ -77,6 +78,12 @@ def parser() -> cli.Parser:
     several = made.add_mutually_exclusive_group()
     several.add_argument("--all", action="store_true", help="every exporter, GELU, precision and target, one at a time")
     several.add_argument("--grid", action="store_true", help="the product of them all")
+    made.add_argument(
+        "--rewrite",
+        metavar="all|none|NAMES",
+        help=f"exact graph rewrites: {', '.join(rewrites.NAMES)} (default: none for fp32; for the rest those known to "
+        "help the target)",
+    )
     made.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, metavar="N", help=f"default: {OPSET}")
     made.add_argument("--batch", type=_batch, default=None, metavar="dynamic|N", help="default: dynamic")
     made.add_argument("--calibration-data", metavar="NAME|PATH", help="default: the data it was trained on")
@@ -224,6 +231,7 @@ def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) 
         batch=arguments.batch,
         target=arguments.target or ("tensorrt" if gpu() else "cpu"),
         opset=arguments.opset,
+        rewrites=None if arguments.rewrite is None else rewrites.parse(arguments.rewrite),
         all=arguments.all,
         grid=arguments.grid,
     )
@@ -267,16 +275,12 @@ def _export(job: Job, variants: list[Variant]) -> tuple[list[Artifact], list[str
 
 def _report(job: Job, artifacts: list[Artifact], problems: list[str], json: bool) -> int:
     """The table, the problems, and one last line that says how it went."""
+    from export import tables
+
     failed = [a for a in artifacts if not a.parity.passed]
     problems = problems + [f"{a.variant.name(a.model)}: {a.parity.reason}" for a in failed]
-    parity = artifacts[0].parity if artifacts else None
-    if parity:
-        title = (
-            f"{job.checkpoint.model}: top-1 {parity.checkpoint_accuracy:.2f}% on {parity.images} "
-            f"{parity.split} images of {job.data.info.name}"
-        )
-        columns = ("variant", ">size", ">max error", ">cosine", ">agree", ">top-1", ">drop [95%], points", "verdict")
-        cli.table(title, columns, [_row(a) for a in artifacts], stderr=json)
+    if artifacts:
+        tables.show(artifacts, job.data.info.name, stderr=json)
     for problem in problems:
         print(f"  {problem}", file=sys.stderr)
     if json:
@@ -289,21 +293,6 @@ def _report(job: Job, artifacts: list[Artifact], problems: list[str], json: bool
     )
     print(last, file=sys.stderr if json else sys.stdout)
     return cli.FAILED if problems else cli.OK
-
-
-def _row(artifact: Artifact) -> tuple[str, ...]:
-    p = artifact.parity
-    low, high = p.drop_interval
-    return (
-        artifact.variant.name(artifact.model),
-        cli.megabytes(artifact.file.bytes),
-        f"{p.max_abs_err:.2g}",
-        f"{p.cosine:.5f}",
-        f"{p.top1_agreement:.1f}%",
-        f"{p.accuracy:.2f}%",
-        f"{p.drop:+.2f} [{low:+.2f}, {high:+.2f}]",
-        "ok" if p.passed else "FAILED",
-    )
 
 
 if __name__ == "__main__":

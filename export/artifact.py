@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+from export.rewrites.applied import Applied
 from export.variant import Variant
 from trainers.checkpoint import Checkpoint
 from trainers.manifest import Environment, File, Record, Struct, UserError, sha256
@@ -26,7 +27,7 @@ class Tensor(Struct, frozen=True, kw_only=True):
 class Parent(Struct, frozen=True, kw_only=True):
     """What an artifact was made from."""
 
-    role: Literal["checkpoint", "fp32"]
+    role: Literal["checkpoint", "fp32", "rewritten"]
     path: str
     sha256: str
 
@@ -47,12 +48,14 @@ class Parity(Struct, frozen=True, kw_only=True):
     logit_scale: float  # standard deviation of PyTorch's logits: what an absolute error is to be seen against
     cosine: float
     top1_agreement: float
-    accuracy: float
-    checkpoint_accuracy: float
-    drop: float
-    drop_interval: tuple[float, float]
-    own_drop: float
-    own_drop_interval: tuple[float, float]
+    accuracy: float | None  # this and the six below: None where the images have no labels of the model's classes
+    checkpoint_accuracy: float | None
+    drop: float | None
+    drop_interval: tuple[float, float] | None
+    own_drop: float | None
+    own_drop_interval: tuple[float, float] | None
+    p_value: float | None  # McNemar's exact test of the drop: how likely such a difference is by chance alone
+    engine: str  # what ran the file, with its version
     passed: bool
     reason: str  # why it failed; empty when it passed
 
@@ -60,7 +63,9 @@ class Parity(Struct, frozen=True, kw_only=True):
 class Artifact(Record, frozen=True, kw_only=True):
     """One file that an engine can load, and where it came from."""
 
-    kind: Literal["torch", "onnx"]
+    SCHEMA: ClassVar[int] = 2
+
+    kind: Literal["torch", "onnx", "openvino"]
     model: str
     options: dict[str, Option]  # the model's own settings, which its module is built with
     variant: Variant
@@ -72,8 +77,11 @@ class Artifact(Record, frozen=True, kw_only=True):
     parents: tuple[Parent, ...]
     reference: File
     parity: Parity
+    rewrites: tuple[Applied, ...]  # what the variant's rewrites matched
+    requested: dict[str, str]  # the precision asked for, by operator
     attested: dict[str, dict[str, int]]  # weight types counted by operator, read back from the file
     seconds: float
+    peak_memory_bytes: int  # of the process that made it
     command: str
     environment: Environment
 
@@ -81,6 +89,14 @@ class Artifact(Record, frozen=True, kw_only=True):
     def file(self) -> File:
         """The file an engine loads."""
         return self.files[0]
+
+    @classmethod
+    def upgrade(cls, document: dict[str, Any], schema: int) -> dict[str, Any]:
+        """Schema 1 knew no rewrites, and had only ONNX Runtime to verify with."""
+        if schema == 1:
+            parity = {"p_value": None, "engine": "onnxruntime", **document["parity"]}
+            document = {**document, "parity": parity, "rewrites": [], "requested": {}, "peak_memory_bytes": 0}
+        return document
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,6 +42,13 @@ def session(path: Path) -> onnxruntime.InferenceSession:
         ) from error
 
 
+def engine() -> str:
+    """What `run` runs files in, with its version."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
 def run(path: Path, batches: Iterable[np.ndarray], batch: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Logits of all images in batches, and of the first SINGLES images one by one.
 
@@ -74,41 +82,57 @@ def compare(
     single: np.ndarray,
     module: np.ndarray,
     checkpoint: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     *,
     split: str,
     verified_on: str,
     batches: tuple[int, ...],
     tolerance: Tolerance,
+    engine: str,
 ) -> Parity:
-    """Compare logits (N, classes) with those of the PyTorch module and of the checkpoint, and judge them."""
+    """Compare logits (N, classes) with those of the PyTorch module and of the checkpoint, and judge them.
+
+    Without `labels` (N,) accuracy is not measured, and not judged.
+    """
     both, expected = np.concatenate([logits, single]), np.concatenate([module, module[: len(single)]])
     finite = bool(np.isfinite(both).all())
-    hits, own, origin = (x.argmax(1) == labels for x in (logits, module, checkpoint))
-    drop, interval = paired_drop(origin, hits)
-    own_drop, own_interval = paired_drop(own, hits)
+    accuracy = _accuracy(logits, module, checkpoint, labels)
     scale = float(module.std())
     error = float(np.abs(both - expected).max()) if finite else float(np.finfo(np.float32).max)
     cosine = mean_cosine(both, expected) if finite else 0.0
-    reasons = _reasons(tolerance, finite, error, scale, cosine, own_interval)
+    reasons = _reasons(tolerance, finite, error, scale, cosine, accuracy["own_drop_interval"])
     return Parity(
         split=split,
-        images=len(labels),
+        images=len(logits),
         verified_on=verified_on,
         batches=batches,
         max_abs_err=error,
         logit_scale=scale,
         cosine=cosine,
         top1_agreement=100 * float((logits.argmax(1) == module.argmax(1)).mean()),
-        accuracy=100 * float(hits.mean()),
-        checkpoint_accuracy=100 * float(origin.mean()),
-        drop=drop,
-        drop_interval=interval,
-        own_drop=own_drop,
-        own_drop_interval=own_interval,
         passed=not reasons,
         reason="; ".join(reasons),
+        engine=engine,
+        **accuracy,
     )
+
+
+def _accuracy(
+    logits: np.ndarray, module: np.ndarray, checkpoint: np.ndarray, labels: np.ndarray | None
+) -> dict[str, Any]:
+    """The fields of Parity that need labels; each None without."""
+    if labels is None:
+        return dict.fromkeys(
+            ("accuracy", "checkpoint_accuracy", "drop", "drop_interval", "own_drop", "own_drop_interval", "p_value")
+        )
+    hits, own, origin = (x.argmax(1) == labels for x in (logits, module, checkpoint))
+    drop, interval = paired_drop(origin, hits)
+    own_drop, own_interval = paired_drop(own, hits)
+    return {
+        "accuracy": 100 * float(hits.mean()), "checkpoint_accuracy": 100 * float(origin.mean()),
+        "drop": drop, "drop_interval": interval, "own_drop": own_drop, "own_drop_interval": own_interval,
+        "p_value": mcnemar(origin, hits),
+    }  # fmt: skip
 
 
 def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -132,8 +156,20 @@ def paired_drop(before: np.ndarray, after: np.ndarray) -> tuple[float, tuple[flo
     return 100 * drop, (100 * float(middle - half), 100 * float(middle + half))
 
 
+def mcnemar(before: np.ndarray, after: np.ndarray) -> float:
+    """The exact two-sided p-value that two vectors of hits on the same images differ by chance (McNemar, 1947)."""
+    lost, won = int((before & ~after).sum()), int((~before & after).sum())
+    tail = sum(math.comb(lost + won, k) for k in range(min(lost, won) + 1))
+    return min(1.0, 2 * tail / 2 ** (lost + won))
+
+
 def _reasons(
-    tolerance: Tolerance, finite: bool, error: float, scale: float, cosine: float, interval: tuple[float, float]
+    tolerance: Tolerance,
+    finite: bool,
+    error: float,
+    scale: float,
+    cosine: float,
+    interval: tuple[float, float] | None,
 ) -> list[str]:
     """What lies beyond the tolerance, in words."""
     if not finite:
@@ -145,6 +181,6 @@ def _reasons(
         reasons.append(f"largest error {error:.2g} exceeds {tolerance.error:g} of the logits' deviation {scale:.2g}")
     if tolerance.cosine is not None and cosine < tolerance.cosine:
         reasons.append(f"cosine {cosine:.4f} is below {tolerance.cosine:g}")
-    if tolerance.drop is not None and interval[0] > tolerance.drop:
+    if tolerance.drop is not None and interval is not None and interval[0] > tolerance.drop:
         reasons.append(f"top-1 falls by {interval[0]:.2f} to {interval[1]:.2f} points, more than {tolerance.drop:g}")
     return reasons

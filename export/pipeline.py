@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shlex
 import sys
@@ -10,20 +12,23 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 
-from export import calibration, graph, parity, reference
+from export import calibration, graph, parity, reference, rewrites
 from export.activations import swap_gelu
 from export.artifact import FAILED, Artifact, Parent, Parity, Tensor, is_true
 from export.exporters import INPUT, OUTPUT, TORCH, Request, write_onnx
-from export.precision import PRECISIONS, Conversion, Tolerance, convert
+from export.precision import PRECISIONS, Conversion, Tolerance, convert, requested
+from export.rewrites.applied import Applied
 from export.variant import OPSET, Calibration, Variant
 from trainers import qat
 from trainers.checkpoint import Checkpoint, load_model, origin
 from trainers.dataset import Dataset
 from trainers.manifest import PROGRAM, CheckFailed, File, UserError, environment, link_or_copy
+from trainers.serving import peak_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,7 @@ class Job:
     data: Dataset
     calibration_images: int
     verify_images: int | None  # None: all of the test split
+    labelled: bool = True  # whether the images' labels are the model's classes
     made: dict[Variant, Artifact] = field(default_factory=dict)
 
     @cached_property
@@ -89,7 +95,7 @@ def export(job: Job, variant: Variant) -> Artifact:
     with tempfile.TemporaryDirectory(dir=job.folder, prefix=".export-") as scratch:
         suffix = ".safetensors" if variant.exporter == TORCH else ".onnx"
         path = Path(scratch) / f"{name}{suffix}"
-        parents = _write(job, variant, path)
+        parents, applied = _write(job, variant, path)
         inputs, outputs, attested = _describe(job, variant, path, name)
         judged = _verify(job, variant, path)
         record = Artifact(
@@ -105,8 +111,11 @@ def export(job: Job, variant: Variant) -> Artifact:
             parents=parents,
             reference=job.reference,
             parity=judged,
+            rewrites=applied,
+            requested=requested(variant.precision, attested),
             attested=attested,
             seconds=time.perf_counter() - began,
+            peak_memory_bytes=peak_bytes(),
             command=shlex.join(["python", "-m", "export", *sys.argv[1:]]),
             environment=environment(),
         )
@@ -136,27 +145,72 @@ def _reuse(job: Job, variant: Variant, name: str) -> Artifact | None:
     return record if same else None
 
 
-def _write(job: Job, variant: Variant, path: Path) -> tuple[Parent, ...]:
-    """Write the variant's file and say what it was made from."""
+def _write(job: Job, variant: Variant, path: Path) -> tuple[tuple[Parent, ...], tuple[Applied, ...]]:
+    """Write the variant's file; say what it was made from, and what was rewritten on the way."""
     weights = job.checkpoint.weights
     origin = Parent(role="checkpoint", path=weights.path, sha256=weights.sha256)
     if variant.exporter == TORCH:
         link_or_copy(weights.verify(job.source), path)
-        return (origin,)
-    if PRECISIONS[variant.precision].module is None:
+        return (origin,), ()
+    if PRECISIONS[variant.precision].module is None and not variant.rewrites:
         module = swap_gelu(load_model(job.checkpoint, job.source), variant.gelu)
         if PRECISIONS[variant.precision].trained:
             module = qat.convert(module)
         request = Request(input_shape=job.checkpoint.input_shape, batch=variant.batch, opset=variant.opset or OPSET)
         write_onnx(variant.exporter, module, path, request)
-        return (origin,)
-    plain = msgspec.structs.replace(variant, precision="fp32", target=None, calibration=None)
-    parent = export(job, plain)
-    if not parent.parity.passed:
-        raise CheckFailed(f"{path.stem}: its fp32 parent failed verification: {parent.parity.reason}")
-    images = calibration.stream(job.calibration[0]) if variant.calibration else None
-    convert(variant.precision, job.folder / parent.file.path, path, Conversion(target=variant.target, images=images))
-    return (origin, Parent(role="fp32", path=parent.file.path, sha256=parent.file.sha256))
+        return (origin,), ()
+    if PRECISIONS[variant.precision].module is None:
+        plain = _parent(job, msgspec.structs.replace(variant, rewrites=()))
+        return (origin, _edge("fp32", plain)), _rewrite(job.folder / plain.file.path, path, variant.rewrites)
+    parent, edges = _source(job, variant)
+    images = functools.partial(calibration.stream, job.calibration[0]) if variant.calibration else None
+    conversion = Conversion(
+        target=variant.target,
+        images=images,
+        method=variant.calibration.method if variant.calibration else "minmax",
+        kept=variant.kept,
+    )
+    convert(variant.precision, job.folder / parent.file.path, path, conversion)
+    return (origin, *edges), parent.rewrites
+
+
+def _source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
+    """The verified fp32 file that a conversion starts from, rewritten where that changes anything; and its ancestry."""
+    bare = msgspec.structs.replace(variant, precision="fp32", target=None, calibration=None, kept=(), rewrites=())
+    plain = _parent(job, bare)
+    edges = (_edge("fp32", plain),)
+    if variant.rewrites:
+        with contextlib.suppress(NothingMatched):
+            rewritten = _parent(job, msgspec.structs.replace(bare, rewrites=variant.rewrites))
+            return rewritten, (*edges, _edge("rewritten", rewritten))
+    return plain, edges
+
+
+def _parent(job: Job, variant: Variant) -> Artifact:
+    """An artifact to go on from. Raises CheckFailed when it is not right itself."""
+    made = export(job, variant)
+    if not made.parity.passed:
+        raise CheckFailed(f"{made.file.path}: this parent failed verification: {made.parity.reason}")
+    return made
+
+
+def _edge(role: Literal["fp32", "rewritten"], parent: Artifact) -> Parent:
+    return Parent(role=role, path=parent.file.path, sha256=parent.file.sha256)
+
+
+class NothingMatched(UserError):
+    """None of the rewrites that were asked for has anything to change in this graph."""
+
+
+def _rewrite(source: Path, destination: Path, names: tuple[str, ...]) -> tuple[Applied, ...]:
+    """Write the rewritten form of a file. Raises NothingMatched, and CheckFailed when a rewrite is not exact."""
+    import onnx
+
+    model, applied = rewrites.rewrite(onnx.load(source), names)
+    if not any(one.matched for one in applied):
+        raise NothingMatched(f"--rewrite {','.join(names)}: matches nothing in {source.name}; leave it out")
+    onnx.save(model, destination)
+    return applied
 
 
 def _describe(
@@ -174,10 +228,10 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
     """Run the file on the verification images and compare it with PyTorch."""
     expected, checkpoint = job.logits(variant.gelu), job.origin_logits
     if variant.exporter == TORCH:
-        logits, single, tolerance = expected, expected[:0], Tolerance()
+        logits, single, tolerance, engine = expected, expected[:0], Tolerance(), "torch"
     else:
         logits, single = parity.run(path, reference.images(job.verification, title=path.stem), variant.batch)
-        tolerance = PRECISIONS[variant.precision].tolerance
+        tolerance, engine = PRECISIONS[variant.precision].tolerance, parity.engine()
     size = variant.batch or min(reference.BATCH, len(job.verification.indices))
     batches = (1, size) if len(single) else (size,)
     return parity.compare(
@@ -185,11 +239,12 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
         single,
         expected,
         checkpoint,
-        job.verification.labels,
+        job.verification.labels if job.labelled else None,
         split=job.verification.split.name,
         verified_on=job.verification.key,
         batches=batches,
         tolerance=tolerance,
+        engine=engine,
     )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
+from msgspec.structs import replace
+
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS, TORCH
 from export.precision import CONVERTED, PRECISIONS, QAT
-from export.variant import OPSET, Variant
+from export.variant import OPSET, Variant, usual_rewrites
 from trainers.manifest import UserError
 
 
@@ -22,6 +24,7 @@ class Wish:
     target: str = "cpu"
     batch: int | None = None
     opset: int = OPSET
+    rewrites: tuple[str, ...] | None = None  # None: the usual ones of each precision and target
     all: bool = False
     grid: bool = False
 
@@ -39,7 +42,8 @@ def plan(wish: Wish, has_gelu: bool) -> list[Variant]:
         chosen = _one_at_a_time(wish, has_gelu)
     else:
         chosen = _asked(wish)
-    return list(dict.fromkeys([_torch("exact"), _onnx(wish), *chosen]))
+    baseline = replace(_onnx(wish), rewrites=())
+    return list(dict.fromkeys([_torch("exact"), baseline, *chosen]))
 
 
 def plan_trained(wish: Wish, target: str | None) -> list[Variant]:
@@ -112,4 +116,8 @@ def _onnx(
     wish: Wish, exporter: str = "dynamo", gelu: str = "exact", precision: str = "fp32", target: str = "cpu"
 ) -> Variant:
     placed = target if PRECISIONS[precision].targets else None
-    return Variant(exporter=exporter, gelu=gelu, precision=precision, target=placed, batch=wish.batch, opset=wish.opset)
+    asked = wish.rewrites if wish.rewrites is not None and precision != QAT else usual_rewrites(precision, placed)
+    return Variant(
+        exporter=exporter, gelu=gelu, precision=precision, target=placed, batch=wish.batch, opset=wish.opset,
+        rewrites=asked,
+    )  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+from export import rewrites
 from trainers.checkpoint import folder_name
 from trainers.manifest import Struct
 
@@ -17,7 +20,10 @@ class Variant(Struct, frozen=True, kw_only=True):
     target: str | None = None  # the engine quantization was placed for; None for precisions with one form for all
     batch: int | None = None  # None: dynamic
     opset: int | None = OPSET  # None for the torch artifact
-    rewrites: tuple[str, ...] = ()
+    input_dtype: str = "float32"  # "uint8": raw pixels; the normalisation is then in the graph
+    functions: bool = False  # custom activations as local functions instead of their operators
+    rewrites: tuple[str, ...] = ()  # exact graph rewrites, in the order of their application
+    kept: tuple[str, ...] = ()  # nodes that quantization leaves in float though it could take them
     calibration: Calibration | None = None
 
     def name(self, model: str) -> str:
@@ -29,8 +35,25 @@ class Variant(Struct, frozen=True, kw_only=True):
             parts.append(f"b{self.batch}")
         if self.opset not in (None, OPSET):
             parts.append(f"opset{self.opset}")
-        parts += self.rewrites
+        if self.input_dtype != "float32":
+            parts.append(self.input_dtype)
+        if self.functions:
+            parts.append("functions")
+        if self.rewrites != usual_rewrites(self.precision, self.target):
+            parts.append(self._rewrites_part())
+        if self.kept:
+            parts.append(f"mixed-{hashlib.sha256(' '.join(sorted(self.kept)).encode()).hexdigest()[:8]}")
         return "-".join(parts)
+
+    def _rewrites_part(self) -> str:
+        if not self.rewrites:
+            return "plain"
+        return "rewritten" if self.rewrites == rewrites.default("cpu") else "+".join(self.rewrites)
+
+
+def usual_rewrites(precision: str, target: str | None) -> tuple[str, ...]:
+    """What is rewritten where nothing is asked for: fp32 stays as the exporter wrote it, the rest suits its target."""
+    return () if precision in ("fp32", "int8-qat") else rewrites.default(target)
 
 
 class Calibration(Struct, frozen=True, kw_only=True):

@@ -81,7 +81,7 @@ def judge(logits: np.ndarray, reference: Reference, record: Artifact) -> Check:
     error, cosine = float(np.abs(logits - want).max()), _cosine(logits, want)
     agreement = _percent(logits.argmax(1) == want.argmax(1))
     accuracy = _percent(logits.argmax(1) == reference.labels)
-    if record.variant.gelu != "exact":
+    if record.variant.gelu != "exact" and record.parity.drop is not None:
         before = _percent(want.argmax(1) == reference.labels)
         reason = _less_accurate(accuracy, before, record.parity, len(want))
     elif record.variant.precision == "fp32":
@@ -111,7 +111,7 @@ def _disagrees(agreement: float, parity: Parity, images: int) -> str:
 
 def _less_accurate(accuracy: float, before: float, parity: Parity, images: int) -> str:
     """Another activation moves every logit; what the record still promises is the accuracy."""
-    promised = before - max(parity.drop, 0.0)
+    promised = before - max(parity.drop or 0.0, 0.0)
     if accuracy >= _lowest(promised, images):
         return ""
     return f"accuracy {accuracy:.1f}% on the reference images, its record promises {promised:.1f}%"

@@ -19,7 +19,7 @@ def judge(logits: np.ndarray, tolerance: Tolerance = STRICT) -> Parity:
     with np.errstate(invalid="ignore"):
         return compare(
             logits, logits[:4], LOGITS, LOGITS, LABELS, split="test", verified_on="", batches=(1, 32),
-            tolerance=tolerance,
+            tolerance=tolerance, engine="test",
         )  # fmt: skip
 
 
@@ -59,14 +59,34 @@ def test_a_number_that_is_none_fails(bad: float) -> None:
 
 def test_the_single_images_count() -> None:
     parity = compare(
-        LOGITS, LOGITS[:4] + 1, LOGITS, LOGITS, LABELS, split="test", verified_on="", batches=(1, 32), tolerance=STRICT
+        LOGITS,
+        LOGITS[:4] + 1,
+        LOGITS,
+        LOGITS,
+        LABELS,
+        split="test",
+        verified_on="",
+        batches=(1, 32),
+        tolerance=STRICT,
+        engine="test",
     )
     assert parity.max_abs_err == pytest.approx(1, rel=1e-5)
 
 
 def test_constant_logits_prove_nothing() -> None:
     flat = np.ones_like(LOGITS)
-    parity = compare(flat, flat[:4], flat, flat, LABELS, split="t", verified_on="", batches=(1,), tolerance=Tolerance())
+    parity = compare(
+        flat,
+        flat[:4],
+        flat,
+        flat,
+        LABELS,
+        split="t",
+        verified_on="",
+        batches=(1,),
+        tolerance=Tolerance(),
+        engine="test",
+    )
     assert "do not vary" in parity.reason
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from trainers.manifest import CheckFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
 
@@ -41,12 +41,14 @@ class Precision:
     calibrated: bool = False
     targets: tuple[str, ...] = ()  # engines it can be placed for; empty: one form for all
     trained: bool = False  # the one form of a checkpoint that was trained with `--qat`, and of no other
+    operators: tuple[str, ...] = ("Conv", "Gemm", "MatMul")  # those that hold the precision; all others are `rest`
+    rest: str = "fp32"
     size_ratio: float = 1.0  # expected bytes per fp32 byte of a convolution, for the plan
 
 
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(module=None, tolerance=Tolerance(error=2e-3)),
-    "fp16": Precision(module="fp16", tolerance=Tolerance(error=0.1, cosine=0.9995), size_ratio=0.5),
+    "fp16": Precision(module="fp16", tolerance=Tolerance(error=0.1, cosine=0.9995), rest="fp16", size_ratio=0.5),
     "int8": Precision(
         module="int8",
         tolerance=Tolerance(cosine=0.98, drop=1.0),
@@ -67,10 +69,22 @@ CONVERTED = [name for name, row in PRECISIONS.items() if not row.trained]  # wha
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What a conversion may use: the engine it is for and, if it is calibrated, float32 image batches."""
+    """What a conversion may use.
+
+    `images`, if it is calibrated, gives the calibration images anew at each call, as float32 (N, C, H, W) batches, or
+    uint8 ones for a graph that takes raw pixels. `kept` are nodes that stay in float.
+    """
 
     target: str | None
-    images: Iterator[np.ndarray] | None
+    images: Callable[[], Iterator[np.ndarray]] | None
+    method: str = "minmax"
+    kept: tuple[str, ...] = ()
+
+
+def requested(name: str, attested: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """The precision asked for, for each operator that holds weights (`attested` says what it got)."""
+    row = PRECISIONS[name]
+    return {operator: name if operator in row.operators else row.rest for operator in attested}
 
 
 def convert(name: str, source: Path, destination: Path, conversion: Conversion) -> None:

@@ -64,12 +64,14 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
             # A norm over (C, H, W) has no channel axis to quantize along; such graphs keep all but the matrix
             # products in float.
             settings["op_types_to_quantize"] = MATRIX_OPS
+        kept = list(conversion.kept)
         if conversion.target == "cpu":
-            settings["nodes_to_exclude"] = without_integer_kernel(graph)
+            kept += without_integer_kernel(graph)
         quantize_static(
             str(prepared),
             str(destination),
-            Reader(graph.input[0].name, conversion.images),
+            Reader(graph.input[0].name, conversion.images()),
+            nodes_to_exclude=kept,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             weight_type=QuantType.QInt8,

@@ -1,0 +1,51 @@
+"""The table that an export ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from export.artifact import Artifact, Parity
+from trainers import cli
+
+COLUMNS = (
+    "variant", ">size", ">max error", ">cosine", ">agree", ">top-1", ">drop [95%], points", ">p", "verdict",
+)  # fmt: skip
+UNKNOWN = "-"
+INFORMATIVE = 15.0  # percent: a checkpoint below it has little accuracy to lose
+
+
+def show(artifacts: Sequence[Artifact], data: str, *, stderr: bool) -> None:
+    """Print one row an artifact; `data` is the name of the images they were judged on."""
+    cli.table(_title(artifacts[0], data), COLUMNS, [_row(artifact) for artifact in artifacts], stderr=stderr)
+
+
+def _title(first: Artifact, data: str) -> str:
+    parity = first.parity
+    images = f"{parity.images} {parity.split} images of {data}"
+    if parity.checkpoint_accuracy is None:
+        return f"{first.model}: accuracy not measured; compared with PyTorch on {images}"
+    weak = "; not informative: too inaccurate for a drop to mean much" * (parity.checkpoint_accuracy < INFORMATIVE)
+    return f"{first.model}: top-1 {parity.checkpoint_accuracy:.2f}% on {images}{weak}"
+
+
+def _row(artifact: Artifact) -> tuple[str, ...]:
+    parity = artifact.parity
+    return (
+        artifact.variant.name(artifact.model),
+        cli.megabytes(sum(file.bytes for file in artifact.files)),
+        f"{parity.max_abs_err:.2g}",
+        f"{parity.cosine:.5f}",
+        f"{parity.top1_agreement:.1f}%",
+        UNKNOWN if parity.accuracy is None else f"{parity.accuracy:.2f}%",
+        drop(parity),
+        UNKNOWN if parity.p_value is None else f"{parity.p_value:.2g}",
+        "ok" if parity.passed else "FAILED",
+    )
+
+
+def drop(parity: Parity) -> str:
+    """Points of top-1 lost against the checkpoint, with the paired 95% interval."""
+    if parity.drop is None or parity.drop_interval is None:
+        return UNKNOWN
+    low, high = parity.drop_interval
+    return f"{parity.drop:+.2f} [{low:+.2f}, {high:+.2f}]"
