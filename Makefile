@@ -1,10 +1,12 @@
 # make demo   train, export, quantize and benchmark all three models on the embedded data
 # make test   the whole test suite
-# Both create .venv and install what they need. PYTHON, VENV and ARTIFACTS can be set on the command line.
+# Both create .venv and install what they need. PYTHON, VENV, ARTIFACTS and JOBS (test processes) can be set on the
+# command line.
 
 PYTHON ?= python3
 VENV ?= .venv
 ARTIFACTS ?= artifacts
+JOBS ?= 2
 MODELS := simplecnn resnet18 convnext
 
 RUN := $(VENV)/bin/python
@@ -19,7 +21,7 @@ demo: $(VENV)/demo-installed
 	@$(RUN) -m runtime bench $(MODELS) --artifacts $(ARTIFACTS)
 
 test: $(VENV)/dev-installed
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
 
 test-gpu: $(VENV)/dev-installed
 	$(RUN) -m pytest -m gpu
