@@ -280,7 +280,7 @@ def _report(job: Job, artifacts: list[Artifact], problems: list[str], json: bool
     failed = [a for a in artifacts if not a.parity.passed]
     problems = problems + [f"{a.variant.name(a.model)}: {a.parity.reason}" for a in failed]
     if artifacts:
-        tables.show(artifacts, job.data.info.name, stderr=json)
+        tables.show(artifacts, stderr=json)
     for problem in problems:
         print(f"  {problem}", file=sys.stderr)
     if json:

@@ -14,14 +14,20 @@ UNKNOWN = "-"
 INFORMATIVE = 15.0  # percent: a checkpoint below it has little accuracy to lose
 
 
-def show(artifacts: Sequence[Artifact], data: str, *, stderr: bool) -> None:
-    """Print one row an artifact; `data` is the name of the images they were judged on."""
-    cli.table(_title(artifacts[0], data), COLUMNS, [_row(artifact) for artifact in artifacts], stderr=stderr)
+def show(artifacts: Sequence[Artifact], *, stderr: bool = False) -> None:
+    """Print one row an artifact; all are of one model, judged on the same images."""
+    cli.table(_title(artifacts[0]), COLUMNS, [_row(artifact) for artifact in artifacts], stderr=stderr)
 
 
-def _title(first: Artifact, data: str) -> str:
+def markdown(artifacts: Sequence[Artifact]) -> str:
+    """The same as a Markdown table, under a line that says what it shows."""
+    rows = [[column.lstrip(">") for column in COLUMNS], ["---"] * len(COLUMNS), *map(_row, artifacts)]
+    return "\n".join([f"{_title(artifacts[0])}:", "", *(f"| {' | '.join(row)} |" for row in rows), ""])
+
+
+def _title(first: Artifact) -> str:
     parity = first.parity
-    images = f"{parity.images} {parity.split} images of {data}"
+    images = f"{parity.images} {parity.split} images"
     if parity.checkpoint_accuracy is None:
         return f"{first.model}: accuracy not measured; compared with PyTorch on {images}"
     weak = "; not informative: too inaccurate for a drop to mean much" * (parity.checkpoint_accuracy < INFORMATIVE)

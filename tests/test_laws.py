@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {"trainers": set(), "export": {"trainers"}, "runtime": {"trainers", "export"}}
 COMMANDS = [
-    "trainers", "trainers.cache", "trainers.ladder", "trainers.sweep", "trainers.experiments", "export", "runtime",
+    "trainers", "trainers.cache", "trainers.ladder", "trainers.sweep", "trainers.experiments", "export", "export.list", "runtime",
     "runtime bench", "runtime view",
 ]  # fmt: skip
 
