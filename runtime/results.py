@@ -108,13 +108,13 @@ class Report(Record, frozen=True, kw_only=True):
         return (measurement for measurement in self.measurements if self.subject(measurement).model == model)
 
     def baseline(self, model: str, batch: int) -> Measurement | None:
-        """Eager fp32 at this batch; without it ONNX Runtime on the dynamo-exact fp32 file; else None."""
-        for backend, exporter in (("eager", "torch"), ("onnxruntime", "dynamo")):
+        """Eager fp32 at this batch; without it ONNX Runtime on fp32 as an exporter or the user wrote it; else None."""
+        for backend in ("eager", "onnxruntime"):
             for row in self.of(model):
                 variant = self.subject(row).variant
                 if (
                     row.valid and row.cell.batch == batch and row.cell.backend == backend and not row.cell.options
-                    and variant and variant.exporter == exporter and self.subject(row).is_exact_fp32
+                    and variant and not variant.rewrites and self.subject(row).is_exact_fp32
                 ):  # fmt: skip
                     return row
         return None
@@ -140,5 +140,7 @@ class Report(Record, frozen=True, kw_only=True):
         return sorted((row for row in rows if self._drop(row) <= max_drop), key=lambda row: row.median.value)
 
     def _drop(self, row: Measurement) -> float:
-        drop = self.subject(row).drop
-        return float("inf") if drop is None else drop
+        subject = self.subject(row)
+        if subject.drop is None:  # without labels only what computes the same is known to be as accurate
+            return 0.0 if subject.is_exact_fp32 else float("inf")
+        return subject.drop
