@@ -114,7 +114,7 @@ class Tensors:
             return False
         if self.is_constant(node) or node.op_type in ("Constant", DEQUANTIZE):
             return True
-        return node.op_type == QUANTIZE and self.is_only_quantized(node.input[0])
+        return node.op_type == QUANTIZE and (self.is_only_quantized(node.input[0]) or self.is_view(node.input[0]))
 
     def is_only_quantized(self, name: str) -> bool:
         """Whether a layer's output is read by QuantizeLinear alone."""
@@ -125,6 +125,13 @@ class Tensors:
             and name not in self.results
             and all(reader.op_type == QUANTIZE for reader in self.readers[name])
         )
+
+    def is_view(self, name: str) -> bool:
+        """Whether this is a quantized tensor in another shape: since its DequantizeLinear nothing was computed."""
+        made = self.producer.get(name)
+        while made is not None and made.op_type in flops.VIEWS and made.input:
+            made = self.producer.get(made.input[0])
+        return made is not None and made.op_type == DEQUANTIZE
 
     def read(self, name: str) -> str:
         """The tensor that is really read where `name` is: before a DequantizeLinear, the quantized one."""

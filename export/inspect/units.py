@@ -17,7 +17,7 @@ def si(value: float | None, unit: str = "") -> str:
 
 def milliseconds(seconds: float | None) -> str:
     """Seconds as ms."""
-    return UNKNOWN if seconds is None else _three(1e3 * seconds)
+    return UNKNOWN if seconds is None else f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
 def share(part: float | None, whole: float) -> str:
