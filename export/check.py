@@ -69,7 +69,8 @@ def _findings(checked: Scope) -> list[Finding]:
     """One for each file; where several records describe one, the worst."""
     from export.inspect.verify import DAMAGED, Verifier
 
-    verifier, found = Verifier(), {}
+    verifier = Verifier()
+    found: dict[Path, Finding] = {}
     for voucher in cli.track(checked.vouchers, "check"):
         for finding in verifier.findings(voucher):
             known = found.get(finding.path)

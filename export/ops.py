@@ -93,6 +93,8 @@ def _write(inventory: Inventory, arguments: argparse.Namespace) -> tuple[Path, P
 
 
 def _show(inventory: Inventory, arguments: argparse.Namespace) -> None:
+    from rich.markup import escape
+
     from export.inspect.charts import heading, measures, summed
 
     operators = arguments.by == "operator"
@@ -100,7 +102,7 @@ def _show(inventory: Inventory, arguments: argparse.Namespace) -> None:
     columns = ("operator", "precision", ">nodes") if operators else ("layer", "operator", "precision", "weight")
     heads = [head for measure in measures(inventory) for head in (f">{measure.title}", ">share")]
     cells = [[*_named(row, operators), *_numbers(row, inventory)] for row in rows]
-    cli.table(heading(inventory), (*columns, *heads, ">FLOPs a byte"), cells)
+    cli.table(escape(heading(inventory)), (*columns, *heads, ">FLOPs a byte"), cells)
     for note in inventory.notes():
         cli.console().print(f"{note}.", markup=False)
 

@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Voucher:
-    """A record on disk and the files it describes, the first of which is its own. `broken` says why it cannot be read."""
+    """A record on disk and the files it describes, its own first. `broken` says why it cannot be read."""
 
     path: Path
     files: tuple[File, ...] = ()
