@@ -10,11 +10,12 @@ may differ between the sides. Graphs with free heights or widths do not match.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from export.rewrites.nodes import array, attribute, dims, name, replace, weight
+from export.rewrites import nodes
+from export.rewrites.nodes import array, attribute, dims, name, weight
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,20 @@ class Axis:
     def outputs(self) -> int:
         return (self.size + self.before + self.after - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
-    def live(self) -> tuple[int, int]:
+    def window(self) -> tuple[int, int]:
         """The first tap that meets a pixel at any output, and one past the last; (0, 0) when none does."""
         starts = [o * self.stride - self.before for o in range(self.outputs)]
         met = [t for t in range(self.kernel) if any(0 <= s + t * self.dilation < self.size for s in starts)]
         return (met[0], met[-1] + 1) if met else (0, 0)
 
-    def cropped(self, first: int, end: int) -> Axis | None:
-        """The same convolution with taps `first` to `end` only; None where non-negative padding cannot express it."""
+    def live(self) -> Axis | None:
+        """Without its outer dead taps; None when it has none, or what is left takes no non-negative padding."""
+        first, end = self.window()
         before = self.before - first * self.dilation
         reach = (self.outputs - 1) * self.stride + self.dilation * (end - first - 1) + 1
-        after = max(reach - self.size - before, 0)
-        made = Axis(self.size, end - first, self.stride, self.dilation, before, after)
-        return made if before >= 0 and made.outputs == self.outputs else None
+        after = max(reach - self.size - before, 0)  # pixels that no stride reaches stay out of reach
+        made = replace(self, kernel=end - first, before=before, after=after)
+        return made if 0 < made.kernel < self.kernel and before >= 0 and made.outputs == self.outputs else None
 
 
 def apply(model: ir.Model) -> int:
@@ -60,20 +62,18 @@ def _crop(node: ir.Node) -> bool:
     if len(sizes) != kernel.ndim - 2:
         return False
     axes = _axes(node, kernel.shape[2:], sizes)
-    windows = [axis.live() for axis in axes]
-    new = [axis.cropped(*window) for axis, window in zip(axes, windows, strict=True)]
-    windows = [w if axis else (0, old.kernel) for w, axis, old in zip(windows, new, axes, strict=True)]
-    kept = [axis or old for axis, old in zip(new, axes, strict=True)]
+    kept = [axis.live() or axis for axis in axes]
     if kept == axes:
         return False
-    window = (slice(None), slice(None), *(slice(*w) for w in windows))
+    starts = [axis.window()[0] if new is not axis else 0 for axis, new in zip(axes, kept, strict=True)]
+    window = (slice(None), slice(None), *(slice(a, a + axis.kernel) for a, axis in zip(starts, kept, strict=True)))
     attributes = {
         **{key: value for key, value in node.attributes.items() if key != "auto_pad"},
         "kernel_shape": ir.AttrInt64s("kernel_shape", [axis.kernel for axis in kept]),
         "pads": ir.AttrInt64s("pads", [axis.before for axis in kept] + [axis.after for axis in kept]),
     }
     inputs = [node.inputs[0], weight(node, name(node.inputs[1]), kernel[window]), *node.inputs[2:]]
-    replace(node.outputs[0], ir.node("Conv", inputs, attributes=attributes, name=node.name))
+    nodes.replace(node.outputs[0], ir.node("Conv", inputs, attributes=attributes, name=node.name))
     return True
 
 

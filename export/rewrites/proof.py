@@ -27,7 +27,7 @@ class Proof:
 
     def __init__(self, model: onnx.ModelProto, seed: int) -> None:
         generator = np.random.default_rng(seed)
-        self.inputs = [_draw(model.graph, batch, generator) for batch in _batches(model.graph)]
+        self.inputs = [draw(model.graph, batch, generator) for batch in _batches(model.graph)]
         self.outputs = self._run(model)
 
     def advance(self, name: str, model: onnx.ModelProto) -> float:
@@ -81,22 +81,22 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def _inputs(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+def inputs(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
     weights = {tensor.name for tensor in graph.initializer}
     return (value for value in graph.input if value.name not in weights)
 
 
 def _batches(graph: onnx.GraphProto) -> tuple[int, ...]:
     """The sizes of the first dimension to run at; the graph's own where it is fixed."""
-    firsts = [value.type.tensor_type.shape.dim[:1] for value in _inputs(graph)]
+    firsts = [value.type.tensor_type.shape.dim[:1] for value in inputs(graph)]
     free = any(dim and not dim[0].HasField("dim_value") for dim in firsts)
     return BATCHES if free else BATCHES[:1]
 
 
-def _draw(graph: onnx.GraphProto, batch: int, generator: np.random.Generator) -> Inputs:
+def draw(graph: onnx.GraphProto, batch: int, generator: np.random.Generator) -> Inputs:
     """Standard normal floating-point inputs, uniform 8-bit ones. Raises UserError for what cannot be drawn."""
     drawn = {}
-    for value in _inputs(graph):
+    for value in inputs(graph):
         kind = value.type.tensor_type
         shape = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
         if None in shape[1:] or not shape:
