@@ -1,4 +1,4 @@
-"""Applied: what one rewrite did to one graph. Nothing here imports onnx: it is part of every record."""
+"""Applied: what one rewrite did to a graph, for the artifact's record."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from trainers.manifest import Struct
 
 
 class Applied(Struct, frozen=True, kw_only=True):
-    """A rewrite, the places it matched, and its proof."""
+    """One rewrite of one graph; with `matched` 0 the graph was left as it was."""
 
     name: str
-    matched: int
+    matched: int  # places
     nodes_before: int
     nodes_after: int
     bytes_before: int
     bytes_after: int
-    max_error: float  # largest difference of the outputs on random inputs, in standard deviations of the output
+    max_error: float  # largest |difference| of outputs on random inputs, in standard deviations of the output

@@ -1,0 +1,74 @@
+"""Constant folding and tidying, by the passes of onnx_ir and onnxscript: what is left is what runs.
+
+Before: Shape, Gather, Concat, Reshape; Constant; Identity; x * 1; Cast to the type it has; the same node twice.
+After:  Reshape with a stored shape; initializers.
+
+Weights behind QuantizeLinear and DequantizeLinear stay quantized.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import optimizer
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules.common import (
+    add_0_rule,
+    cast_cast_rule,
+    div_by_1_rule,
+    dropout_inference_rule,
+    dropout_zero_rule,
+    mul_by_1_rule,
+    no_op_cast_rule,
+    no_op_expand_rule,
+    no_op_transpose_rule,
+    reshape_reshape_rule,
+    sub_0_rule,
+    transpose_transpose_rule,
+)
+
+RULES = [
+    *mul_by_1_rule.commute(),
+    *add_0_rule.commute(),
+    sub_0_rule,
+    div_by_1_rule,
+    dropout_zero_rule,
+    dropout_inference_rule,
+    no_op_cast_rule,
+    cast_cast_rule,
+    no_op_expand_rule,
+    no_op_transpose_rule,
+    transpose_transpose_rule,
+    reshape_reshape_rule,
+]
+SHRINKING = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"}  # results as large as their input
+
+
+def apply(model: ir.Model) -> int:
+    """Fold in place; returns by how many nodes and unused initializers the graph shrank."""
+    before = _size(model)
+    for change in (
+        common.InlinePass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        RewritePass(RULES),
+        _fold,
+        RewritePass(RULES),
+        common.IdentityEliminationPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+    ):
+        change(model)
+    return max(before - _size(model), 0)
+
+
+def _fold(model: ir.Model) -> None:
+    optimizer.fold_constants_ir(model, should_fold=lambda node: node.op_type in SHRINKING or None)
+
+
+def _size(model: ir.Model) -> int:
+    """Nodes, and the initializers that none of them reads."""
+    graph = model.graph
+    unused = sum(not (value.uses() or value.is_graph_output()) for value in graph.initializers.values())
+    return len(list(graph.all_nodes())) + unused
