@@ -27,7 +27,7 @@ class Tensor(Struct, frozen=True, kw_only=True):
 class Parent(Struct, frozen=True, kw_only=True):
     """What an artifact was made from."""
 
-    role: Literal["checkpoint", "fp32", "rewritten"]
+    role: Literal["checkpoint", "source", "fp32", "rewritten"]  # source: an ONNX file of the user's
     path: str
     sha256: str
 
