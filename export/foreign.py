@@ -78,16 +78,14 @@ def inspect(path: Path) -> dict[str, Any]:
 def describe(path: Path, shape: tuple[int, ...] | None) -> ModelFile:
     """`read` without its own process. Raises UserError, or whatever an engine raises."""
     model = _load(path)
-    batch, *image = _image(_input(model, path), shape, path)
+    batch, image = _image(_input(model, path), shape, path)
     _refuse_lower_precision(model, path)
     parameters, size = _weights(model)
     if size > LARGEST:
         raise UserError(f"{path}: its weights are {size / 1e9:.1f} GB, more than one ONNX file can hold; {AGAIN}")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    channels, height, width = image
     return ModelFile(
-        file=str(path), batch=batch, input_shape=(channels, height, width), parameters=parameters,
-        num_classes=_run(path, batch, tuple(image)),
+        file=str(path), batch=batch, input_shape=image, parameters=parameters, num_classes=_run(path, batch, image),
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1),
         preprocess=_said(metadata.get("preprocess"), Preprocess),
         classes=_said(metadata.get("classes"), tuple[str, ...]),
@@ -143,8 +141,8 @@ def _input(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
     return {"name": inputs[0].name, "dtype": onnx.TensorProto.DataType.Name(tensor.elem_type), "shape": shape}
 
 
-def _image(found: dict[str, Any], asked: tuple[int, ...] | None, path: Path) -> list[int | None]:
-    """[batch or None, channels, height, width], free sizes as asked for. Raises UserError where that is no image."""
+def _image(found: dict[str, Any], asked: tuple[int, ...] | None, path: Path) -> tuple[int | None, tuple[int, int, int]]:
+    """The batch or None, and (channels, height, width), free sizes as asked for. Raises UserError on no image."""
     has = found["shape"]
     if found["dtype"] != "FLOAT" or len(has) != 4:
         raise UserError(
@@ -154,7 +152,8 @@ def _image(found: dict[str, Any], asked: tuple[int, ...] | None, path: Path) -> 
         raise UserError(f"{path}: its input is {_text(has)}; say which size to fix with --input CxHxW")
     if asked is not None and any(size not in (None, wanted) for size, wanted in zip(has[1:], asked, strict=True)):
         raise UserError(f"{path}: its input is {_text(has)}, not {_text(asked)}; leave --input out")
-    return [has[0], *(asked or has[1:])]
+    channels, height, width = asked or has[1:]
+    return has[0], (channels, height, width)
 
 
 def _refuse_lower_precision(model: onnx.ModelProto, path: Path) -> None:
@@ -177,7 +176,7 @@ def _weights(model: onnx.ModelProto) -> tuple[int, int]:
     return count, 4 * count
 
 
-def _run(path: Path, batch: int | None, image: tuple[int | None, ...]) -> int:
+def _run(path: Path, batch: int | None, image: tuple[int, int, int]) -> int:
     """Run the file on random images, alone and together; returns its number of logits. Raises UserError."""
     import numpy as np
 

@@ -15,6 +15,7 @@ from export.activations import has_gelu
 from export.artifact import Artifact, is_true
 from export.exporters import TORCH
 from export.precision import PRECISIONS
+from export.reference import Verification
 from export.variant import Calibration, Variant
 from trainers.checkpoint import Checkpoint, build, origin
 from trainers.dataset import Dataset
@@ -41,11 +42,11 @@ class Job:
     made: dict[Variant, Artifact] = field(default_factory=dict)
 
     @cached_property
-    def verification(self) -> reference.Verification:
+    def verification(self) -> Verification:
         return reference.choose_images(self.data.splits["test"], self.checkpoint.preprocess, self.verify_images)
 
     @cached_property
-    def calibration(self) -> tuple[reference.Verification, Calibration]:
+    def calibration(self) -> tuple[Verification, Calibration]:
         return calibration.choose(self.data, self.checkpoint.preprocess, self.calibration_images)
 
     @cached_property
@@ -70,7 +71,7 @@ class Job:
             return self.logits("exact")
         return reference.logits(self.origin, self.source, self.folder, "exact", self.verification)
 
-    def answers(self, gelu: str, chosen: reference.Verification) -> np.ndarray:
+    def answers(self, gelu: str, chosen: Verification) -> np.ndarray:
         """The model's own logits on any images: PyTorch's, or those of the ONNX file in ONNX Runtime."""
         if self.file is not None:
             return reference.file_logits(self.file, self.checkpoint.weights.sha256, self.folder, chosen)

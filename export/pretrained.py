@@ -84,7 +84,7 @@ def _unknown(name: str) -> Published:
 
 def _labels(config: Any) -> tuple[str, ...]:
     """ImageNet's own names where timm knows that it is ImageNet, else numbers."""
-    from timm.data import ImageNetInfo, infer_imagenet_subset
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     count = config.num_classes or IMAGENET
     subset = infer_imagenet_subset(config)
@@ -125,16 +125,16 @@ def _from_hub(identifier: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository, _, revision = identifier.partition("@")
-    asked = {"repo_id": repository, "filename": WEIGHTS, "revision": revision or None}
+    at = revision or None
     with contextlib.suppress(LocalEntryNotFoundError):
-        return Path(hf_hub_download(**asked, local_files_only=True))
-    url = hf_hub_url(**asked)
+        return Path(hf_hub_download(repository, WEIGHTS, revision=at, local_files_only=True))
+    url = hf_hub_url(repository, WEIGHTS, revision=at)
     with _reachable(url):
         import urllib.request
 
         # The hub's own client tries for half a minute before it gives up: ask once whether it is there at all.
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()  # noqa: S310
-        return Path(hf_hub_download(**asked))
+        return Path(hf_hub_download(repository, WEIGHTS, revision=at))
 
 
 @contextlib.contextmanager
