@@ -7,20 +7,19 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export import rewrites
+from export import rewrites, starting
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS, TORCH
+from export.foreign import LOWEST_OPSET
 from export.precision import PRECISIONS
 from export.variant import OPSET
 from trainers import cli, models
 from trainers.manifest import CheckFailed, UserError, gpu
-from trainers.qat import SUFFIX
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
-    from export.pipeline import Job
+    from export.job import Job
     from export.variant import Variant
-    from trainers.checkpoint import Checkpoint
 
 QUANTIZED = [name for name in PRECISIONS if name != "fp32"]
 TARGETS = sorted({target for row in PRECISIONS.values() for target in row.targets})
@@ -33,6 +32,9 @@ examples:
   python -m export convnext --quantize fp16 --gelu tanh --exporter both
   python -m export convnext --all                   change one factor at a time: about 16 files
   python -m export simplecnn --train --quantize     train a short checkpoint first if there is none
+  python -m export torchvision:mobilenet_v3_small --quantize     published weights, or random ones
+  python -m export nets.py:make --weights best.pt --input 3x160x96
+  python -m export path/to/model.onnx --quantize    without PyTorch: judged against the file itself
   python -m export resnet18 --quantize --target tensorrt --calibration-data my-images/
   python -m export simplecnn-qat                    int8 as python -m trainers simplecnn --qat trained it
 
@@ -47,15 +49,7 @@ def parser() -> cli.Parser:
         epilog=EXAMPLES,
         description="Write a checkpoint as ONNX files, each verified against PyTorch.",
     )
-    made.add_argument("model", metavar="MODEL", nargs="?", help=f"{', '.join(models.names())}, or a trained --name")
-    made.add_argument(
-        "--model",
-        dest="factory",
-        metavar="FILE.py:FACTORY",
-        help="the file of a model of your own: no record runs it (not needed where MODEL is written so)",
-    )
-    made.add_argument("--checkpoint", type=Path, metavar="PATH", help="a checkpoint's .safetensors or .json")
-    made.add_argument("--train", action="store_true", help="without a checkpoint, train a short one on embedded data")
+    starting.add_flags(made)
     made.add_argument(
         "--exporter",
         choices=(*EXPORTERS, TORCH, "both"),
@@ -104,13 +98,16 @@ def parser() -> cli.Parser:
 def main() -> int:
     arguments = parser().parse_args()
     precisions = _precisions(arguments)
-    checkpoint, source = _checkpoint(arguments)
-    job = _job(arguments, checkpoint, source)
+    job = starting.start(arguments)
     variants = _plan(arguments, precisions, job)
-    if any(PRECISIONS[variant.precision].calibrated for variant in variants):
-        _ = job.calibration  # images that cannot serve are refused before any work
-    if arguments.all or arguments.grid:
-        _announce(job, variants, arguments.json)
+    from export import calibration
+    from export.job import find_made
+
+    missing = [variant for variant in variants if find_made(job, variant) is None]
+    if any(PRECISIONS[variant.precision].calibrated for variant in missing):
+        calibration.check(job.calibration[0])  # images that cannot serve are refused before any work
+    if missing and (arguments.all or arguments.grid) and job.file is None:
+        _announce(job, missing, arguments.json)
     artifacts, problems = _export(job, variants)
     return _report(job, artifacts, problems, arguments.json)
 
@@ -139,103 +136,26 @@ def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tuple(cli.choose(name, QUANTIZED, "precision") for name in wanted)
 
 
-def _checkpoint(arguments: argparse.Namespace) -> tuple[Checkpoint, Path]:
-    """The checkpoint and the folder it lies in; trained first if asked. Raises UserError saying how to make one."""
-    from trainers import external
-    from trainers.checkpoint import NAME, Checkpoint, folder_name
-
-    typed = (text for text in (arguments.model, arguments.factory) if text and external.is_file(text))
-    allowed = [external.allow(text) for text in typed]
-    if arguments.checkpoint is not None:
-        path = arguments.checkpoint.with_suffix(".json")
-        if not arguments.checkpoint.is_file() or not path.is_file():
-            raise UserError(
-                f"{arguments.checkpoint}: no such checkpoint with its record; make one with: "
-                f"python -m trainers {arguments.model or 'MODEL'}"
-            )
-    else:
-        path = arguments.artifacts / folder_name(arguments.model) / f"{NAME}.json"
-        if not path.is_file():
-            if arguments.model.endswith(SUFFIX):
-                raise UserError(
-                    f"no checkpoint in {path.parent}; make one with: "
-                    f"python -m trainers {arguments.model.removesuffix(SUFFIX)} --qat"
-                )
-            if ":" not in arguments.model:
-                cli.choose(arguments.model, models.names(), "model")
-            if not arguments.train:
-                raise UserError(
-                    f"no checkpoint in {path.parent}; make one with: python -m trainers "
-                    f"{arguments.model} (or add --train for a short one on embedded data)"
-                )
-            _train(arguments)
-    checkpoint = Checkpoint.load(path)
-    if allowed and checkpoint.model not in allowed:
-        raise UserError(f"{path} is a {checkpoint.model}, not a {allowed[-1]}; name the file that it was trained from")
-    models.get(checkpoint.model)  # a model that must not be run here is refused before any work
-    return checkpoint, path.parent
-
-
-def _train(arguments: argparse.Namespace) -> None:
-    """A short checkpoint on the embedded data, by the trainers' own command."""
-    from trainers import __main__ as trainers
-
-    flags = [arguments.model, "--artifacts", str(arguments.artifacts)]
-    trainers.run(trainers.parser().parse_args(flags))
-
-
-def _job(arguments: argparse.Namespace, checkpoint: Checkpoint, source: Path) -> Job:
-    from export.pipeline import Job
-    from trainers.open import open_dataset, reopen
-
-    if arguments.calibration_data is None:
-        data = reopen(
-            checkpoint.data, shape=checkpoint.input_shape, num_classes=len(checkpoint.classes), cache=arguments.cache
-        )
-    else:
-        data = open_dataset(
-            arguments.calibration_data,
-            shape=checkpoint.input_shape,
-            cache=arguments.cache,
-            num_classes=len(checkpoint.classes),
-            seed=checkpoint.data.seed,
-        )
-        if len(data.classes) not in (len(checkpoint.classes), checkpoint.data.classes_used):
-            raise UserError(
-                f"{arguments.calibration_data} has {len(data.classes)} classes and the model "
-                f"{len(checkpoint.classes)}; give data of the same classes"
-            )
-    return Job(
-        checkpoint=checkpoint,
-        source=source,
-        folder=arguments.output or source,
-        data=data,
-        calibration_images=arguments.calibration_images,
-        verify_images=arguments.verify_images,
-    )
-
-
 def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) -> list[Variant]:
-    import torch
+    from export.job import knows_gelu
+    from export.plan import Wish, plan, plan_file, plan_trained, wants_gelu
 
-    from export.activations import has_gelu
-    from export.plan import Wish, plan, plan_trained
-    from trainers.checkpoint import build
-
-    with torch.device("meta"):
-        gelu = has_gelu(build(job.checkpoint))
     wish = Wish(
         exporter=arguments.exporter,
         gelu=arguments.gelu,
         precisions=precisions,
-        batch=arguments.batch,
+        batch=arguments.batch if job.file is None else job.file.batch,
         target=arguments.target or ("tensorrt" if gpu() else "cpu"),
-        opset=arguments.opset,
+        opset=arguments.opset if job.file is None else max(job.file.opset, LOWEST_OPSET),
         rewrites=None if arguments.rewrite is None else rewrites.parse(arguments.rewrite),
         all=arguments.all,
         grid=arguments.grid,
     )
-    return plan(wish, gelu) if job.checkpoint.qat is None else plan_trained(wish, arguments.target)
+    if job.file is not None:
+        return plan_file(wish, asked_batch=arguments.batch)
+    if job.checkpoint.qat is not None:
+        return plan_trained(wish, arguments.target)
+    return plan(wish, wants_gelu(wish) and knows_gelu(job))
 
 
 def _announce(job: Job, variants: list[Variant], json: bool) -> None:
@@ -256,14 +176,14 @@ def _announce(job: Job, variants: list[Variant], json: bool) -> None:
 
 def _export(job: Job, variants: list[Variant]) -> tuple[list[Artifact], list[str]]:
     """Make each variant; one that cannot be made is a problem of its own, not the end of the others."""
-    from export.pipeline import export
+    from export.job import find_made
 
     artifacts, problems = [], []
     for number, variant in enumerate(variants, 1):
         name = variant.name(job.checkpoint.model)
         print(f"[{number}/{len(variants)}] {name}", file=sys.stderr, flush=True)
         try:
-            artifacts.append(export(job, variant))
+            artifacts.append(find_made(job, variant) or _made(job, variant))
         except CheckFailed as error:
             problems.append(str(error))
         except UserError as error:
@@ -271,6 +191,12 @@ def _export(job: Job, variants: list[Variant]) -> tuple[list[Artifact], list[str
                 raise
             problems.append(f"{name}: {error}")
     return artifacts, problems
+
+
+def _made(job: Job, variant: Variant) -> Artifact:
+    from export.pipeline import export  # with all its frameworks: only where something has to be made
+
+    return export(job, variant)
 
 
 def _report(job: Job, artifacts: list[Artifact], problems: list[str], json: bool) -> int:

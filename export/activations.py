@@ -58,7 +58,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 def has_gelu(module: nn.Module) -> bool:
     """Whether the module has an exact GELU."""
-    return any(_is_gelu(part) for part in module.modules())
+    return any(is_gelu(part) for part in module.modules())
 
 
 def swap_gelu(module: nn.Module, name: str) -> nn.Module:
@@ -69,12 +69,13 @@ def swap_gelu(module: nn.Module, name: str) -> nn.Module:
         raise UserError(f"--gelu {name}: this model has no GELU; leave --gelu out")
     for parent in list(module.modules()):
         for child_name, child in parent.named_children():
-            if _is_gelu(child):
+            if is_gelu(child):
                 setattr(parent, child_name, ACTIVATIONS[name]())
     return module
 
 
-def _is_gelu(module: nn.Module) -> bool:
+def is_gelu(module: nn.Module) -> bool:
+    """Whether a module is an exact GELU."""
     from torch import nn
 
     return isinstance(module, nn.GELU) and module.approximate == "none"

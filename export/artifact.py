@@ -27,7 +27,7 @@ class Tensor(Struct, frozen=True, kw_only=True):
 class Parent(Struct, frozen=True, kw_only=True):
     """What an artifact was made from."""
 
-    role: Literal["checkpoint", "fp32", "rewritten"]
+    role: Literal["checkpoint", "source", "fp32", "rewritten"]  # source: an ONNX file of the user's
     path: str
     sha256: str
 
@@ -118,12 +118,11 @@ class Found:
 
 def find(folder: Path) -> Iterator[Found]:
     """Every recorded artifact of a model's folder, by name. Raises UserError on a record that cannot be read."""
-    current = current_sha(folder)
-    for path in sorted(folder.glob("*.json")):
-        if path.name.startswith((".", "checkpoint", "state-")):
-            continue
-        record = Artifact.load(path)
-        origin = next((parent.sha256 for parent in record.parents if parent.role == "checkpoint"), None)
+    paths = (path for path in sorted(folder.glob("*.json")) if not path.name.startswith((".", "checkpoint", "state-")))
+    records = [Artifact.load(path) for path in paths]
+    current = current_sha(folder) or _newest_source(records)
+    for record in records:
+        origin = next((parent.sha256 for parent in record.parents if parent.role in ("checkpoint", "source")), None)
         yield Found(path=folder / record.file.path, record=record, stale=current is not None and origin != current)
 
 
@@ -145,6 +144,12 @@ def current_sha(folder: Path) -> str | None:
     """The sha256 of the folder's current checkpoint, as its record says; None without one."""
     path = folder / "checkpoint.json"
     return Checkpoint.load(path).weights.sha256 if path.is_file() else None
+
+
+def _newest_source(records: list[Artifact]) -> str | None:
+    """The sha256 of the ONNX file that was exported from last, in a folder without a checkpoint."""
+    sources = [(r.environment.time, p.sha256) for r in records for p in r.parents if p.role == "source"]
+    return max(sources)[1] if sources else None
 
 
 def is_true(path: Path, file: File) -> bool:

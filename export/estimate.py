@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from export.precision import PRECISIONS
 
 if TYPE_CHECKING:
-    from export.pipeline import Job
+    from export.job import Job
     from export.variant import Variant
     from trainers.checkpoint import Checkpoint
 

@@ -9,73 +9,23 @@ import shlex
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import msgspec
-import numpy as np
 
-from export import calibration, graph, parity, reference, rewrites
+from export import calibration, foreign, graph, modules, parity, reference, rewrites
 from export.activations import swap_gelu
-from export.artifact import FAILED, Artifact, Parent, Parity, Tensor, is_true
+from export.artifact import FAILED, Artifact, Parent, Parity, Tensor
 from export.exporters import INPUT, OUTPUT, TORCH, Request, write_onnx
+from export.job import Job, complete, find_made
 from export.precision import PRECISIONS, Conversion, Tolerance, convert, requested
 from export.rewrites.applied import Applied
-from export.variant import OPSET, Calibration, Variant
+from export.variant import OPSET, Variant
 from trainers import qat
-from trainers.checkpoint import Checkpoint, load_model, origin
-from trainers.dataset import Dataset
-from trainers.manifest import PROGRAM, CheckFailed, File, UserError, environment, link_or_copy
+from trainers.checkpoint import load_model
+from trainers.manifest import CheckFailed, File, UserError, environment, link_or_copy
 from trainers.serving import peak_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One checkpoint and the images its variants are calibrated and judged on."""
-
-    checkpoint: Checkpoint
-    source: Path  # the folder the checkpoint lies in
-    folder: Path  # where artifacts go
-    data: Dataset
-    calibration_images: int
-    verify_images: int | None  # None: all of the test split
-    labelled: bool = True  # whether the images' labels are the model's classes
-    made: dict[Variant, Artifact] = field(default_factory=dict)
-
-    @cached_property
-    def verification(self) -> reference.Verification:
-        return reference.choose_images(self.data.splits["test"], self.checkpoint.preprocess, self.verify_images)
-
-    @cached_property
-    def calibration(self) -> tuple[reference.Verification, Calibration]:
-        return calibration.choose(self.data, self.checkpoint.preprocess, self.calibration_images)
-
-    @cached_property
-    def reference(self) -> File:
-        return reference.write_reference(self.checkpoint, self.source, self.folder, self.data.splits["test"])
-
-    @cached_property
-    def origin(self) -> Checkpoint:
-        """The fp32 checkpoint that accuracy drops are counted from."""
-        return origin(self.checkpoint, self.source)
-
-    def logits(self, gelu: str) -> np.ndarray:
-        """PyTorch's logits on the verification images, with this activation."""
-        return reference.logits(self.checkpoint, self.source, self.folder, gelu, self.verification)
-
-    @cached_property
-    def origin_logits(self) -> np.ndarray:
-        """PyTorch's logits in fp32, before anything was swapped or quantized."""
-        return reference.logits(self.origin, self.source, self.folder, "exact", self.verification)
-
-
-def complete(job: Job, variant: Variant) -> Variant:
-    """The variant with what the job decides: the calibration of a calibrated precision."""
-    if PRECISIONS[variant.precision].calibrated:
-        return msgspec.structs.replace(variant, calibration=job.calibration[1])
-    return variant
 
 
 def export(job: Job, variant: Variant) -> Artifact:
@@ -86,9 +36,8 @@ def export(job: Job, variant: Variant) -> Artifact:
     """
     variant = complete(job, variant)
     name = variant.name(job.checkpoint.model)
-    reused = job.made.get(variant) or _reuse(job, variant, name)
+    reused = find_made(job, variant)
     if reused is not None:
-        job.made[variant] = reused
         return reused
     began = time.perf_counter()
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -124,33 +73,16 @@ def export(job: Job, variant: Variant) -> Artifact:
     return record
 
 
-def _reuse(job: Job, variant: Variant, name: str) -> Artifact | None:
-    """The artifact on disk, if it is this variant of this checkpoint, judged on these images, and undamaged."""
-    path = job.folder / f"{name}.json"
-    if not path.is_file():
-        return None
-    try:
-        record = Artifact.load(path)
-    except UserError:
-        return None  # it cannot be trusted, so it is made again
-    same = (
-        record.variant == variant
-        and record.environment.packages.get(PROGRAM) == environment().packages.get(PROGRAM)  # its recipes may differ
-        and record.parents[0].sha256 == job.checkpoint.weights.sha256
-        and record.parity.images == len(job.verification.indices)
-        and record.parity.verified_on == job.verification.key
-        and is_true(job.folder / record.file.path, record.file)
-        and record.reference == job.reference
-    )
-    return record if same else None
-
-
 def _write(job: Job, variant: Variant, path: Path) -> tuple[tuple[Parent, ...], tuple[Applied, ...]]:
     """Write the variant's file; say what it was made from, and what was rewritten on the way."""
     weights = job.checkpoint.weights
-    origin = Parent(role="checkpoint", path=weights.path, sha256=weights.sha256)
+    role: Literal["checkpoint", "source"] = "source" if job.file else "checkpoint"
+    origin = Parent(role=role, path=weights.path, sha256=weights.sha256)
     if variant.exporter == TORCH:
         link_or_copy(weights.verify(job.source), path)
+        return (origin,), ()
+    if job.file is not None and variant.precision == "fp32" and not variant.rewrites:
+        foreign.copy(job.file, path)
         return (origin,), ()
     if PRECISIONS[variant.precision].module is None and not variant.rewrites:
         module = swap_gelu(load_model(job.checkpoint, job.source), variant.gelu)
@@ -219,7 +151,8 @@ def _describe(
     """Inputs, outputs and weight types, read back from the finished file."""
     if variant.exporter == TORCH:
         inputs = (Tensor(name=INPUT, dtype="float", shape=(None, *job.checkpoint.input_shape)),)
-        return inputs, (Tensor(name=OUTPUT, dtype="float", shape=(None, len(job.checkpoint.classes))),), {}
+        outputs = (Tensor(name=OUTPUT, dtype="float", shape=(None, len(job.checkpoint.classes))),)
+        return inputs, outputs, modules.module_types(swap_gelu(load_model(job.checkpoint, job.source), variant.gelu))
     model = graph.finish(path, name, job.checkpoint)
     return *graph.signature(model), graph.weight_types(model)
 

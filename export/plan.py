@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from itertools import product
 
 from msgspec.structs import replace
 
 from export.activations import ACTIVATIONS
-from export.exporters import EXPORTERS, TORCH
+from export.exporters import EXPORTERS, ONNX, TORCH
 from export.precision import CONVERTED, PRECISIONS, QAT
 from export.variant import OPSET, Variant, usual_rewrites
 from trainers.manifest import UserError
@@ -44,6 +45,31 @@ def plan(wish: Wish, has_gelu: bool) -> list[Variant]:
         chosen = _asked(wish)
     baseline = replace(_onnx(wish), rewrites=())
     return list(dict.fromkeys([_torch("exact"), baseline, *chosen]))
+
+
+def wants_gelu(wish: Wish) -> bool:
+    """Whether the plan depends on the model having a GELU."""
+    return wish.gelu != "exact" or wish.all or wish.grid
+
+
+def plan_file(wish: Wish, asked_batch: int | None) -> list[Variant]:
+    """The forms of an ONNX file: itself, and what is asked for besides.
+
+    Raises UserError for a choice that its exporter has already made.
+    """
+    wrong = {
+        f"--exporter {wish.exporter}": wish.exporter != "dynamo",
+        f"--gelu {wish.gelu}": wish.gelu != "exact",
+        f"--batch {asked_batch}": asked_batch not in (None, wish.batch),
+    }
+    for flag, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(f"{flag}: an ONNX file has been exported already; leave {flag.split()[0]} out")
+    wish = dataclasses.replace(wish, exporter=ONNX)
+    every = [_onnx(wish, ONNX, precision=name, target=target) for name in CONVERTED
+             for target in PRECISIONS[name].targets or ("cpu",)]  # fmt: skip
+    return list(dict.fromkeys([replace(_onnx(wish, ONNX), rewrites=()), *_asked(wish),
+                               *(every if wish.all or wish.grid else [])]))  # fmt: skip
 
 
 def plan_trained(wish: Wish, target: str | None) -> list[Variant]:

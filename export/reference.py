@@ -1,4 +1,6 @@
-"""PyTorch's own answers: the logits that artifacts are compared with, computed once and kept by hash.
+"""The model's own answers: the logits that artifacts are compared with, computed once and kept by hash.
+
+They are PyTorch's; for an ONNX file that somebody else exported, those of that file in ONNX Runtime.
 
 `reference.safetensors` holds the first 64 verification images with the checkpoint's logits and labels, so that a
 worker without torch can check the outputs that it times.
@@ -7,21 +9,25 @@ worker without torch can check the outputs that it times.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
 from export.activations import swap_gelu
-from trainers.batches import evaluation_batches
 from trainers.checkpoint import Checkpoint, load_model
 from trainers.cli import track
 from trainers.dataset import Split
 from trainers.manifest import File, UserError, atomic
 from trainers.spec import Preprocess
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from export.foreign import ModelFile
 
 REFERENCE = "reference.safetensors"
 REFERENCE_IMAGES = 64
@@ -63,6 +69,10 @@ def choose_images(split: Split, preprocess: Preprocess, count: int | None) -> Ve
 
 def images(verification: Verification, title: str = "verify") -> Iterator[np.ndarray]:
     """The chosen images as float32 (N, C, H, W) batches, with a progress bar."""
+    import torch
+
+    from trainers.batches import evaluation_batches
+
     count = -(-len(verification.indices) // BATCH)
     batches = evaluation_batches(
         verification.split, verification.preprocess, BATCH, torch.device("cpu"), verification.indices
@@ -73,40 +83,65 @@ def images(verification: Verification, title: str = "verify") -> Iterator[np.nda
 
 def logits(checkpoint: Checkpoint, source: Path, folder: Path, gelu: str, verification: Verification) -> np.ndarray:
     """The checkpoint's logits (N, classes) with this activation; kept in `folder` under a name made of all inputs."""
+
+    def compute() -> np.ndarray:
+        import torch
+
+        module = swap_gelu(load_model(checkpoint, source), gelu)
+        # Channels last is about twice as fast on a CPU, in the same fp32; not every module of the user's own takes it.
+        layout = torch.channels_last if checkpoint.recipe.channels_last else torch.contiguous_format
+        return _run(module, verification, layout, f"PyTorch, gelu {gelu}")
+
+    return _kept(folder, f"{checkpoint.weights.sha256} {gelu} {verification.key}", compute)
+
+
+def file_logits(file: ModelFile, sha256: str, folder: Path, verification: Verification) -> np.ndarray:
+    """An ONNX file's logits (N, classes) in ONNX Runtime; kept in `folder` like PyTorch's."""
+    from export import parity
+
+    return _kept(
+        folder,
+        f"{sha256} {parity.engine()} {verification.key}",
+        lambda: parity.run(file.path, images(verification, title=file.path.name), file.batch)[0],
+    )
+
+
+def _kept(folder: Path, inputs: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """The logits in `folder` that these inputs gave before, or else computed and left there."""
     from safetensors.numpy import load_file, save_file
 
-    digest = hashlib.sha256(f"{checkpoint.weights.sha256} {gelu} {verification.key}".encode()).hexdigest()
-    path = folder / "logits" / f"{digest[:24]}.safetensors"
+    path = folder / "logits" / f"{hashlib.sha256(inputs.encode()).hexdigest()[:24]}.safetensors"
     if path.is_file():
         kept: np.ndarray = load_file(path)["logits"]
         return kept
-    module = swap_gelu(load_model(checkpoint, source), gelu)
-    # Channels last is about twice as fast on a CPU, in the same fp32; not every module of the user's own can take it.
-    layout = torch.channels_last if checkpoint.recipe.channels_last else torch.contiguous_format
-    computed = _run(module, verification, layout, f"PyTorch, gelu {gelu}")
+    computed = compute()
     with atomic(path) as temporary:
         save_file({"logits": computed}, temporary)
     return computed
 
 
-@torch.inference_mode()
 def _run(module: nn.Module, verification: Verification, layout: torch.memory_format, title: str) -> np.ndarray:
+    import torch
+
     module = module.eval().to(memory_format=layout)
-    outputs = [
-        module(torch.from_numpy(batch).contiguous(memory_format=layout)).numpy()
-        for batch in images(verification, title=title)
-    ]
+    with torch.inference_mode():
+        outputs = [
+            module(torch.from_numpy(batch).contiguous(memory_format=layout)).numpy()
+            for batch in images(verification, title=title)
+        ]
     return np.concatenate(outputs)
 
 
-def write_reference(checkpoint: Checkpoint, source: Path, folder: Path, split: Split) -> File:
+def write_reference(
+    folder: Path, split: Split, preprocess: Preprocess, answers: Callable[[Verification], np.ndarray]
+) -> File:
     """Leave `reference.safetensors` in `folder`; the same inputs give the same bytes."""
     from safetensors.numpy import save_file
 
-    first = choose_images(split, checkpoint.preprocess, REFERENCE_IMAGES)
+    first = choose_images(split, preprocess, REFERENCE_IMAGES)
     tensors = {
         "images": np.concatenate(list(images(first, title="reference"))),
-        "logits": logits(checkpoint, source, folder, "exact", first),
+        "logits": answers(first),
         "labels": first.labels.astype(np.int64),
     }
     path = folder / REFERENCE

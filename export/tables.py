@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from export.artifact import Artifact, Parity
+from export.exporters import ONNX
 from trainers import cli
 
 COLUMNS = (
@@ -29,7 +30,8 @@ def _title(first: Artifact) -> str:
     parity = first.parity
     images = f"{parity.images} {parity.split} images"
     if parity.checkpoint_accuracy is None:
-        return f"{first.model}: accuracy not measured; compared with PyTorch on {images}"
+        reference = "the file itself in ONNX Runtime" if first.variant.exporter == ONNX else "PyTorch"
+        return f"{first.model}: accuracy not measured; compared with {reference} on {images}"
     weak = "; not informative: too inaccurate for a drop to mean much" * (parity.checkpoint_accuracy < INFORMATIVE)
     return f"{first.model}: top-1 {parity.checkpoint_accuracy:.2f}% on {images}{weak}"
 

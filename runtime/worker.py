@@ -76,7 +76,7 @@ class Worker:
         return {"samples_ns": taken, "peak_bytes": peak_bytes()}
 
     def inspect(self, *, path: str) -> dict[str, Any]:
-        from runtime.foreign import inspect
+        from export.foreign import inspect
 
         return inspect(Path(path))
 

@@ -231,6 +231,7 @@ def _close(checkpoint: Checkpoint, folder: Path) -> None:
     from trainers import train
 
     metrics = checkpoint.metrics
+    assert metrics is not None, "what was trained is measured"
     train.say(
         f"{folder / 'checkpoint.safetensors'}: top-1 {metrics.top1:.2f}%, top-5 {metrics.top5:.2f}% on "
         f"{metrics.images} {metrics.split} images; {metrics.images_per_second:.0f} images/s, "

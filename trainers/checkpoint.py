@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from trainers import models
 from trainers.dataset import DataInfo
@@ -69,13 +69,14 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     epochs: int
     steps: int
     seconds: float
-    metrics: Metrics
+    metrics: Metrics | None  # None: not trained here, so not measured
     files: tuple[File, ...]
     environment: Environment
     curve: tuple[Point, ...] = ()
-    started_from: File | None = None  # the user's weights that training began with
+    started_from: File | None = None  # the weights that training began with, or that were taken as they are
     qat: Quantization | None = None
     processes: int = 1  # that trained it together
+    provenance: Literal["trained", "pretrained", "file", "factory", "random"] = "trained"  # where its weights are from
 
     @property
     def weights(self) -> File:

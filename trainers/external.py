@@ -101,6 +101,31 @@ def probe(
     return module, classes
 
 
+def logits(name: str, module: nn.Module, shape: tuple[int, int, int], count: int = 2) -> int:
+    """Run a module as it is on `count` random images; returns its number of logits.
+
+    Raises UserError when it does not turn (N, channels, height, width) into (N, classes) finite logits that differ
+    from image to image.
+    """
+    import torch
+
+    images = torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+    with _theirs(f"{name} cannot be run on images {_text(shape)}", "--input"), torch.no_grad():
+        found = module(images)
+    classes = _width(found, count, name)
+    if not found.isfinite().all():
+        raise UserError(f"{name} gives NaN or infinity on random images; give other weights")
+    if (found.amax(0) - found.amin(0)).max() <= 1e-6 * max(float(found.std()), 1e-30):
+        raise UserError(f"{name} gives the same logits for different images; give other weights, or mend it")
+    return classes
+
+
+def check_allowed(name: str) -> None:
+    """Raise UserError where a record names a model in a file that no command line has named."""
+    if is_file(name) and name not in _allowed:
+        raise UserError(f"{name} is code of your own, which a record never runs; name its file: --model PATH/{name}")
+
+
 def _width(logits: Tensor, count: int, what: str) -> int:
     """The number of logits. Raises UserError unless this is one tensor (N, classes)."""
     import torch
@@ -147,8 +172,7 @@ def _of_timm(name: str) -> ModelSpec:
 
 
 def _of_file(name: str) -> ModelSpec:
-    if name not in _allowed:
-        raise UserError(f"{name} is code of your own, which a record never runs; name its file: --model PATH/{name}")
+    check_allowed(name)
     module = _imported(_allowed[name])
     factory = _factory(module, name)
     taken, options = _parameters(factory, name)

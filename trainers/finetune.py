@@ -50,8 +50,8 @@ def quantized(arguments: argparse.Namespace, settings: Mapping[str, str]) -> tup
         qat=Quantization(settings=how, origin=record.weights.sha256),
         start=lambda: qat.prepare(load_model(record, source), record.input_shape, how),
     )
-    before = record.metrics.top1
-    say(f"{source / NAME}.safetensors, top-1 {before:.2f}%, on {data.info.name}, fake-quantized to int8, {device}")
+    before = f"top-1 {record.metrics.top1:.2f}%" if record.metrics else "accuracy not measured"
+    say(f"{source / NAME}.safetensors, {before}, on {data.info.name}, fake-quantized to int8, {device}")
     keep(record, record.weights.verify(source), folder)
     return train(job, spec, data, device, folder, resume=arguments.resume), folder
 

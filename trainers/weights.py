@@ -32,12 +32,19 @@ class Weights:
     file: File
     tensors: Mapping[str, Tensor]
 
-    def fit(self, module: nn.Module, num_classes: int | None) -> None:
+    def num_classes(self, module: nn.Module) -> int | None:
+        """How many classes the file was made for, where that is all in which it differs from the module; else None."""
+        wanted = module.state_dict()
+        found = _renamed(self.tensors, wanted, trial=True)
+        other = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
+        return len(found[other[0]]) if other and _head(other, found, wanted, None) else None
+
+    def fit(self, module: nn.Module, num_classes: int | None, *, strict: bool = False) -> None:
         """Copy the weights into a module; a note on stderr says what was not taken as it is.
 
         The layer that gives the logits stays as it is when the file's was made for another number of classes. With
         `num_classes` None this is a trial, without notes, for which any number will do. Raises UserError with counts
-        and the first names on any other difference.
+        and the first names on any other difference, and with `strict` on this one too.
         """
         wanted = module.state_dict()
         trial = num_classes is None
@@ -46,7 +53,7 @@ class Weights:
         unexpected = [name for name in found if name not in wanted]
         other = [name for name in wanted if name in found and found[name].shape != wanted[name].shape]
         head = _head(other, found, wanted, num_classes)
-        if missing or unexpected or (other and head is None):
+        if missing or unexpected or (other and (head is None or strict)):
             raise UserError(self._mismatch(found, wanted, missing, unexpected, other))
         if head is not None and not trial:
             note(f"{self.file.path} was made for {len(found[other[0]])} classes: {head} starts fresh")

@@ -1,0 +1,133 @@
+"""Job: one model and the images its forms are calibrated and judged on. Light until something has to be computed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from export import calibration, reference
+from export.activations import has_gelu
+from export.artifact import Artifact, is_true
+from export.exporters import TORCH
+from export.precision import PRECISIONS
+from export.reference import Verification
+from export.variant import Calibration, Variant
+from trainers.checkpoint import Checkpoint, build, origin
+from trainers.dataset import Dataset
+from trainers.manifest import PROGRAM, File, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from export.foreign import ModelFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One checkpoint, or an ONNX file in its place, and the images its variants are calibrated and judged on."""
+
+    checkpoint: Checkpoint  # for an ONNX file what that says of itself; its weights are then the file
+    source: Path  # the folder the checkpoint lies in
+    folder: Path  # where artifacts go
+    data: Dataset
+    calibration_images: int
+    verify_images: int | None  # None: all of the test split
+    labelled: bool = True  # whether the images' labels are the model's classes
+    file: ModelFile | None = None  # the ONNX file that everything is made from
+    made: dict[Variant, Artifact] = field(default_factory=dict)
+
+    @cached_property
+    def verification(self) -> Verification:
+        return reference.choose_images(self.data.splits["test"], self.checkpoint.preprocess, self.verify_images)
+
+    @cached_property
+    def calibration(self) -> tuple[Verification, Calibration]:
+        return calibration.choose(self.data, self.checkpoint.preprocess, self.calibration_images)
+
+    @cached_property
+    def reference(self) -> File:
+        """The file of the first images and their logits, written anew."""
+        split, preprocess = self.data.splits["test"], self.checkpoint.preprocess
+        return reference.write_reference(self.folder, split, preprocess, lambda chosen: self.answers("exact", chosen))
+
+    @cached_property
+    def origin(self) -> Checkpoint:
+        """The fp32 checkpoint that accuracy drops are counted from."""
+        return origin(self.checkpoint, self.source)
+
+    def logits(self, gelu: str) -> np.ndarray:
+        """The model's own logits on the verification images, with this activation."""
+        return self.answers(gelu, self.verification)
+
+    @cached_property
+    def origin_logits(self) -> np.ndarray:
+        """The model's logits in fp32, before anything was swapped or quantized."""
+        if self.file is not None:
+            return self.logits("exact")
+        return reference.logits(self.origin, self.source, self.folder, "exact", self.verification)
+
+    def answers(self, gelu: str, chosen: Verification) -> np.ndarray:
+        """The model's own logits on any images: PyTorch's, or those of the ONNX file in ONNX Runtime."""
+        if self.file is not None:
+            return reference.file_logits(self.file, self.checkpoint.weights.sha256, self.folder, chosen)
+        return reference.logits(self.checkpoint, self.source, self.folder, gelu, chosen)
+
+
+def complete(job: Job, variant: Variant) -> Variant:
+    """The variant with what the job decides: the calibration of a calibrated precision."""
+    if PRECISIONS[variant.precision].calibrated:
+        return msgspec.structs.replace(variant, calibration=job.calibration[1])
+    return variant
+
+
+def find_made(job: Job, variant: Variant) -> Artifact | None:
+    """The artifact on disk, if it is this variant of this checkpoint, judged on these images, and undamaged.
+
+    Decided by records and hashes alone: no image is opened, no framework loaded.
+    """
+    variant = complete(job, variant)
+    if variant in job.made:
+        return job.made[variant]
+    record = _record(job, variant)
+    if record is None:
+        return None
+    same = (
+        record.variant == variant
+        and record.environment.packages.get(PROGRAM) == importlib.metadata.version(PROGRAM)  # its recipes may differ
+        and record.parity.images == len(job.verification.indices)
+        and record.parity.verified_on == job.verification.key
+        and (record.parity.accuracy is not None) == job.labelled
+        and is_true(job.folder / record.file.path, record.file)
+        and is_true(job.folder / record.reference.path, record.reference)
+    )
+    if same:
+        job.made[variant] = record
+    return record if same else None
+
+
+def knows_gelu(job: Job) -> bool:
+    """Whether the model has an exact GELU: as its torch artifact's record counts, else by building it."""
+    record = _record(job, Variant(exporter=TORCH, opset=None))
+    if record is not None and record.attested:
+        return "GELU" in record.attested
+    import torch
+
+    with torch.device("meta"):
+        return has_gelu(build(job.checkpoint))
+
+
+def _record(job: Job, variant: Variant) -> Artifact | None:
+    """The record on disk of this variant's name, where it is of this job's very weights."""
+    path = job.folder / f"{variant.name(job.checkpoint.model)}.json"
+    if not path.is_file():
+        return None
+    try:
+        record = Artifact.load(path)
+    except UserError:
+        return None  # it cannot be trusted, so it is made again
+    return record if record.parents[0].sha256 == job.checkpoint.weights.sha256 else None
