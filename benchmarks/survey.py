@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,8 +33,15 @@ from trainers.manifest import UserError, write_atomic  # noqa: E402
 from trainers.serving import die_with_parent, limit_memory, peak_bytes  # noqa: E402
 
 if TYPE_CHECKING:
-    import torch
+    from multiprocessing.connection import Connection
+
     from torch import nn
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([
+    "__main__", "torch", "torch.export", "torch._dynamo", "torchvision", "timm", "onnx", "onnxruntime", "onnxscript",
+    "export.graph", "export.parity", "trainers.models",
+])  # fmt: skip
 
 BATCHES = (5, 1)
 TOLERANCE = 2e-3  # of the logits' standard deviation, as for every fp32 file
@@ -105,9 +112,9 @@ def measure(name: str, exporter: str, size: int | None) -> dict[str, Any]:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        began = time.perf_counter()
+        began = time.process_time()
         row["opset"], row["retried"] = write(exporter, module, path, shape)
-        row["seconds"] = time.perf_counter() - began
+        row["seconds"] = time.process_time() - began
         del module
         onnx.checker.check_model(path, full_check=True)
         operators = Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
@@ -148,8 +155,8 @@ def verdict(row: dict[str, Any]) -> str:
     return ""
 
 
-def work(name: str, exporter: str, size: int | None, memory: int) -> int:
-    """The process of one row: its JSON is the last line on stdout."""
+def work(answer: Connection, name: str, exporter: str, size: int | None, memory: int) -> None:
+    """The process of one row."""
     die_with_parent()
     limit_memory(memory)
     try:
@@ -157,23 +164,26 @@ def work(name: str, exporter: str, size: int | None, memory: int) -> int:
     except Exception as error:  # a process border: any failure of a model is its row
         text = next((line for line in str(error).splitlines() if line.strip()), "")
         row = {"reason": f"{type(error).__name__}: {text}"[:300]}
-    print(json.dumps(row))
-    return cli.OK
+    answer.send(row)
 
 
 def ask(name: str, exporter: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run `work` in a process of its own."""
-    command = [sys.executable, __file__, "--work", name, exporter, "--memory", str(arguments.memory)]
-    command += ["--size", str(arguments.size)] if arguments.size else []
-    began = time.time()
+    """Run `work` in a process of its own, forked from one that has the libraries loaded."""
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=work, args=(sender, name, exporter, arguments.size, arguments.memory))
+    began = int(time.time())
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout, check=False)
-    except subprocess.TimeoutExpired:
-        row: dict[str, Any] = {"reason": f"not done within {arguments.timeout:.0f} s"}
-    else:
-        last = (done.stdout.strip().splitlines() or [""])[-1]
-        row = json.loads(last) if last.startswith("{") else {"reason": f"the process ended with {done.returncode}"}
-    return {"name": name, "exporter": exporter, "at": int(began), **row}
+        row = receiver.recv() if receiver.poll(arguments.timeout) else {"reason": "hung"}
+    except EOFError:
+        process.join()
+        row = {"reason": f"the process ended with status {process.exitcode}"}
+    process.kill()
+    process.join()
+    if row["reason"] == "hung":
+        row["reason"] = f"not done within {arguments.timeout:.0f} s"
+    return {"name": name, "exporter": exporter, "at": began, **row}
 
 
 def journal(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -194,15 +204,16 @@ def report(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
 
     lines = [
         "# Survey: models through both exporters", "",
-        "Made by `python benchmarks/survey.py`. Weights are random, norms included; each file is traced with a batch of",
-        f"2 and compared with PyTorch in ONNX Runtime at batches of {BATCHES[0]} and {BATCHES[1]}, at opset {OPSETS[0]} and a",
-        "free batch. The error is the largest of a logit, in standard deviations of the logits; beyond "
-        f"{TOLERANCE:g} a file does not",
-        "count. Seconds are those of the export on a machine that did other work too, for the order of magnitude.", "",
+        "Made by `python benchmarks/survey.py`. Weights are random, norms included; each file is traced with a batch",
+        f"of 2 and compared with PyTorch in ONNX Runtime at batches of {BATCHES[0]} and {BATCHES[1]}, at opset "
+        f"{OPSETS[0]} and with a free",
+        "batch. The error is the largest of a logit, in standard deviations of the logits; beyond "
+        f"{TOLERANCE:g} a file",
+        "does not count. Seconds are the processor's, of the export alone.", "",
         f"torch {version('torch')}, torchvision {version('torchvision')}, timm {version('timm')}, "
         f"onnxruntime {ort_version()}, Python {platform.python_version()}, {os.cpu_count()} cores.", "",
         *totals(rows), "",
-        "| model | parameters | pixels | exporter | result | nodes | file | error | seconds |",
+        "| model | parameters | pixels | exporter | result | nodes | file | error | CPU s |",
         "| --- | ---: | ---: | --- | --- | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     return "\n".join([*lines, *(line(row) for row in ordered(rows)), ""])
@@ -255,14 +266,11 @@ def parser() -> cli.Parser:
     made.add_argument("--timeout", type=float, default=1800, metavar="SECONDS", help="for one model and exporter")
     made.add_argument("--memory", type=cli.positive, default=14_000_000_000, metavar="BYTES", help="default: 14 GB")
     made.add_argument("--again", action="store_true", help="try once more what failed")
-    made.add_argument("--work", nargs=2, metavar=("MODEL", "EXPORTER"), help=argparse.SUPPRESS)
     return made
 
 
 def main() -> int:
     arguments = parser().parse_args()
-    if arguments.work:
-        return work(*arguments.work, arguments.size, arguments.memory)
     known = names()
     asked = [n if ":" in n else f"torchvision:{n}" for n in arguments.models.split(",")] if arguments.models else known
     wanted = [(cli.choose(name, known, "model"), exporter) for name in asked for exporter in EXPORTERS]

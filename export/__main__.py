@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,7 @@ from trainers.qat import SUFFIX
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
+    from export.choice import Choice
     from export.pipeline import Job
     from export.variant import Variant
     from trainers.checkpoint import Checkpoint
@@ -58,9 +62,10 @@ def parser() -> cli.Parser:
     made.add_argument("--train", action="store_true", help="without a checkpoint, train a short one on embedded data")
     made.add_argument(
         "--exporter",
-        choices=(*EXPORTERS, TORCH, "both"),
-        default="dynamo",
-        help="dynamo (torch.export), eager (TorchScript), torch (the weights as they are)",
+        choices=("auto", *EXPORTERS, TORCH, "both"),
+        default="auto",
+        help="dynamo (torch.export), eager (TorchScript), torch (the weights as they are), both, or auto (default): of "
+        "dynamo and eager the one whose file is right, then has fewer nodes, then is smaller",
     )
     made.add_argument("--gelu", choices=tuple(ACTIVATIONS), default="exact", help="what stands in for GELU")
     made.add_argument(
@@ -84,6 +89,13 @@ def parser() -> cli.Parser:
         help=f"exact graph rewrites: {', '.join(rewrites.NAMES)} (default: none for fp32; for the rest those known to "
         "help the target)",
     )
+    made.add_argument(
+        "--functions", action="store_true", help="keep GELU and activations of your own as ONNX local functions"
+    )
+    made.add_argument(
+        "--training", action="store_true", help="also write the graph that training sees (TorchScript), to look at"
+    )
+    made.add_argument("--reproduce", action="store_true", help="make each file twice and compare their bytes")
     made.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, metavar="N", help=f"default: {OPSET}")
     made.add_argument("--batch", type=_batch, default=None, metavar="dynamic|N", help="default: dynamic")
     made.add_argument("--calibration-data", metavar="NAME|PATH", help="default: the data it was trained on")
@@ -109,9 +121,14 @@ def main() -> int:
     variants = _plan(arguments, precisions, job)
     if any(PRECISIONS[variant.precision].calibrated for variant in variants):
         _ = job.calibration  # images that cannot serve are refused before any work
-    if arguments.all or arguments.grid:
-        _announce(job, variants, arguments.json)
-    artifacts, problems = _export(job, variants)
+    with _scratch(job) as scratch:
+        if arguments.exporter not in EXPORTERS and checkpoint.qat is None:
+            variants = _plan(arguments, precisions, job, _choice(arguments, job, scratch))
+        if arguments.all or arguments.grid:
+            _announce(job, variants, arguments.json)
+        artifacts, problems = _export(job, variants)
+    if arguments.training:
+        _training(job, arguments.opset)
     return _report(job, artifacts, problems, arguments.json)
 
 
@@ -212,10 +229,40 @@ def _job(arguments: argparse.Namespace, checkpoint: Checkpoint, source: Path) ->
         data=data,
         calibration_images=arguments.calibration_images,
         verify_images=arguments.verify_images,
+        reproduce=arguments.reproduce,
     )
 
 
-def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) -> list[Variant]:
+@contextlib.contextmanager
+def _scratch(job: Job) -> Iterator[Path]:
+    """A folder for files that wait to be taken."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=job.folder, prefix=".export-") as name:
+        yield Path(name)
+
+
+def _choice(arguments: argparse.Namespace, job: Job, scratch: Path) -> Choice:
+    """Which exporter to take where none is named."""
+    from export import candidates, choice
+    from export.variant import Variant
+
+    gelu = "exact" if arguments.exporter == TORCH else arguments.gelu
+    made = candidates.settle(job, Variant(gelu=gelu, batch=arguments.batch, opset=arguments.opset), scratch)
+    if arguments.exporter == "both":
+        choice.show(made, stderr=arguments.json)
+    return made
+
+
+def _training(job: Job, opset: int) -> None:
+    from export import training
+
+    path = training.write(job, opset)
+    print(f"training graph, to look at and not to run: netron {path}", file=sys.stderr)
+
+
+def _plan(
+    arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job, choice: Choice | None = None
+) -> list[Variant]:
     import torch
 
     from export.activations import has_gelu
@@ -226,6 +273,9 @@ def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) 
         gelu = has_gelu(build(job.checkpoint))
     wish = Wish(
         exporter=arguments.exporter,
+        baseline=choice.chosen if choice else arguments.exporter if arguments.exporter in EXPORTERS else "dynamo",
+        exporters=choice.usable if choice else tuple(EXPORTERS),
+        functions=arguments.functions,
         gelu=arguments.gelu,
         precisions=precisions,
         batch=arguments.batch,
@@ -279,6 +329,7 @@ def _report(job: Job, artifacts: list[Artifact], problems: list[str], json: bool
 
     failed = [a for a in artifacts if not a.parity.passed]
     problems = problems + [f"{a.variant.name(a.model)}: {a.parity.reason}" for a in failed]
+    problems += [f"{a.variant.name(a.model)}: made again it {a.reproduced}" for a in artifacts if not a.reproducible]
     if artifacts:
         tables.show(artifacts, job.data.info.name, stderr=json)
     for problem in problems:

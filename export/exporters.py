@@ -147,6 +147,14 @@ def data_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
+def move(path: Path, target: Path) -> None:
+    """Give an ONNX file, with the weights beside it, its place: the weights first, as the graph needs them."""
+    assert path.name == target.name, "the graph holds its weights' file name"
+    if data_path(path).is_file():
+        data_path(path).replace(data_path(target))
+    path.replace(target)
+
+
 def _bytes(module: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
