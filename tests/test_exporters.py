@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -233,3 +235,22 @@ def test_both_by_the_command(tmp_path: Path) -> None:
     assert (tmp_path / "convnext" / "training" / "convnext-eager-training.onnx").is_file()
     again = succeed(*arguments)
     assert "comparing" not in again.stderr
+
+
+@pytest.mark.slow
+def test_the_survey_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    command = [
+        sys.executable, Path(__file__).parent.parent / "benchmarks" / "survey.py", "--size", "64", "--models",
+        "resnet18,mnasnet0_5,shufflenet_v2_x0_5", "--journal", tmp_path / "rows.jsonl",
+        "--report", tmp_path / "page.md",
+    ]  # fmt: skip
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "6 of 6 ok" in first.stdout
+    assert "| torchvision | 3 | 3 | 3 | 3 | 3 |" in (tmp_path / "page.md").read_text()
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert all(row["error"] < 2e-3 and row["varies"] > 1e-3 and row["nodes"] > 40 for row in rows)
+    (tmp_path / "rows.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:40]]))  # killed while it wrote
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "[1/1] torchvision:shufflenet_v2_x0_5 eager: ok" in again.stderr
