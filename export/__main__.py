@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from trainers.manifest import CheckFailed, UserError, gpu
 
 if TYPE_CHECKING:
     from export.artifact import Artifact
+    from export.choice import Choice
     from export.job import Job
     from export.variant import Variant
 
@@ -52,9 +54,10 @@ def parser() -> cli.Parser:
     starting.add_flags(made)
     made.add_argument(
         "--exporter",
-        choices=(*EXPORTERS, TORCH, "both"),
-        default="dynamo",
-        help="dynamo (torch.export), eager (TorchScript), torch (the weights as they are)",
+        choices=("auto", *EXPORTERS, TORCH, "both"),
+        default="auto",
+        help="dynamo (torch.export), eager (TorchScript), torch (the weights as they are), both, or auto (default): of "
+        "dynamo and eager the one whose file is right, then has fewer nodes, then is smaller",
     )
     made.add_argument("--gelu", choices=tuple(ACTIVATIONS), default="exact", help="what stands in for GELU")
     made.add_argument(
@@ -78,6 +81,13 @@ def parser() -> cli.Parser:
         help=f"exact graph rewrites: {', '.join(rewrites.NAMES)} (default: none for fp32; for the rest those known to "
         "help the target)",
     )
+    made.add_argument(
+        "--functions", action="store_true", help="keep GELU and activations of your own as ONNX local functions"
+    )
+    made.add_argument(
+        "--training", action="store_true", help="also write the graph that training sees (TorchScript), to look at"
+    )
+    made.add_argument("--reproduce", action="store_true", help="make each file twice and compare their bytes")
     made.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, metavar="N", help=f"default: {OPSET}")
     made.add_argument("--batch", type=_batch, default=None, metavar="dynamic|N", help="default: dynamic")
     made.add_argument("--calibration-data", metavar="NAME|PATH", help="default: the data it was trained on")
@@ -100,15 +110,13 @@ def main() -> int:
     precisions = _precisions(arguments)
     job = starting.start(arguments)
     variants = _plan(arguments, precisions, job)
-    from export import calibration
-    from export.job import find_made
-
-    missing = [variant for variant in variants if find_made(job, variant) is None]
-    if any(PRECISIONS[variant.precision].calibrated for variant in missing):
-        calibration.check(job.calibration[0])  # images that cannot serve are refused before any work
-    if missing and (arguments.all or arguments.grid) and job.file is None:
-        _announce(job, missing, arguments.json)
-    artifacts, problems = _export(job, variants)
+    with contextlib.ExitStack() as stack:
+        choice = _choice(arguments, job, stack)
+        if choice is not None:
+            variants = _plan(arguments, precisions, job, choice)
+        artifacts, problems = _export(arguments, job, variants)
+    if arguments.training:
+        _training(job, arguments.opset)
     return _report(job, artifacts, problems, arguments.json)
 
 
@@ -136,12 +144,45 @@ def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tuple(cli.choose(name, QUANTIZED, "precision") for name in wanted)
 
 
-def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) -> list[Variant]:
+def _choice(arguments: argparse.Namespace, job: Job, stack: contextlib.ExitStack) -> Choice | None:
+    """Which exporter to take where none is named; new files wait until the stack is left."""
+    if arguments.exporter in EXPORTERS or job.file is not None or job.checkpoint.qat is not None:
+        return None
+    from export.job import recorded_choice
+    from export.variant import Variant
+
+    gelu = "exact" if arguments.exporter == TORCH else arguments.gelu
+    variant = Variant(gelu=gelu, batch=arguments.batch, opset=arguments.opset)
+    made = recorded_choice(job, variant)
+    if made is None:
+        from export import candidates
+
+        made = candidates.settle(job, variant, stack)
+    if arguments.exporter == "both":
+        from export import choice
+
+        choice.show(made, stderr=arguments.json)
+    return made
+
+
+def _training(job: Job, opset: int) -> None:
+    from export import training
+
+    path = training.write(job, opset)
+    print(f"training graph, to look at and not to run: netron {path}", file=sys.stderr)
+
+
+def _plan(
+    arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job, choice: Choice | None = None
+) -> list[Variant]:
     from export.job import knows_gelu
     from export.plan import Wish, plan, plan_file, plan_trained, wants_gelu
 
     wish = Wish(
         exporter=arguments.exporter,
+        baseline=choice.chosen if choice else arguments.exporter if arguments.exporter in EXPORTERS else "dynamo",
+        exporters=choice.usable if choice else tuple(EXPORTERS),
+        functions=arguments.functions,
         gelu=arguments.gelu,
         precisions=precisions,
         batch=arguments.batch if job.file is None else job.file.batch,
@@ -174,10 +215,16 @@ def _announce(job: Job, variants: list[Variant], json: bool) -> None:
     )
 
 
-def _export(job: Job, variants: list[Variant]) -> tuple[list[Artifact], list[str]]:
-    """Make each variant; one that cannot be made is a problem of its own, not the end of the others."""
+def _export(arguments: argparse.Namespace, job: Job, variants: list[Variant]) -> tuple[list[Artifact], list[str]]:
+    """Make what is missing; a variant that cannot be made is a problem of its own, not the end of the others."""
+    from export import calibration
     from export.job import find_made
 
+    missing = [variant for variant in variants if find_made(job, variant) is None]
+    if any(PRECISIONS[variant.precision].calibrated for variant in missing):
+        calibration.check(job.calibration[0])  # images that cannot serve are refused before any work
+    if missing and (arguments.all or arguments.grid) and job.file is None:
+        _announce(job, missing, arguments.json)
     artifacts, problems = [], []
     for number, variant in enumerate(variants, 1):
         name = variant.name(job.checkpoint.model)
@@ -205,6 +252,7 @@ def _report(job: Job, artifacts: list[Artifact], problems: list[str], json: bool
 
     failed = [a for a in artifacts if not a.parity.passed]
     problems = problems + [f"{a.variant.name(a.model)}: {a.parity.reason}" for a in failed]
+    problems += [f"{a.variant.name(a.model)}: made again it {a.reproduced}" for a in artifacts if not a.reproducible]
     if artifacts:
         tables.show(artifacts, stderr=json)
     for problem in problems:

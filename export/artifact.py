@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from export.choice import Choice
+from export.metamorphic import Metamorphic
 from export.rewrites.applied import Applied
 from export.variant import Variant
 from trainers.checkpoint import Checkpoint
 from trainers.manifest import Environment, File, Record, Struct, UserError, sha256
 from trainers.spec import Option, Preprocess
 
+SAME = "same bytes"  # `reproduced` of a file that was made twice, to the byte
 FAILED = "failed"  # the folder for files beyond their tolerance: no stage looks there by itself
 
 
@@ -27,7 +30,7 @@ class Tensor(Struct, frozen=True, kw_only=True):
 class Parent(Struct, frozen=True, kw_only=True):
     """What an artifact was made from."""
 
-    role: Literal["checkpoint", "source", "fp32", "rewritten"]  # source: an ONNX file of the user's
+    role: Literal["checkpoint", "source", "fp32", "rewritten", "plain"]  # source: an ONNX file of the user's
     path: str
     sha256: str
 
@@ -84,11 +87,19 @@ class Artifact(Record, frozen=True, kw_only=True):
     peak_memory_bytes: int  # of the process that made it
     command: str
     environment: Environment
+    choice: Choice | None = None  # how its exporter was chosen, where none was named
+    metamorphic: Metamorphic | None = None  # what must hold whatever the model is; None for the torch artifact
+    reproduced: str | None = None  # SAME, or what differed, when it was made twice
 
     @property
     def file(self) -> File:
-        """The file an engine loads."""
+        """The file an engine loads; the weights of a large model lie in a second one beside it."""
         return self.files[0]
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether nothing is known against its being made again to the byte."""
+        return self.reproduced in (None, SAME)
 
     @classmethod
     def upgrade(cls, document: dict[str, Any], schema: int) -> dict[str, Any]:
@@ -136,7 +147,8 @@ def open_file(path: Path) -> Found:
             raise UserError(f"{path}: not an ONNX file and without a record; give an .onnx file")
         return Found(path=path, record=None)
     record = Artifact.load(record_path)
-    record.file.verify(path.parent)
+    for file in record.files:
+        file.verify(path.parent)
     return Found(path=path, record=record)
 
 

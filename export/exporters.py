@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
+import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.activations import swap_gelu
 from export.artifact import Found
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "images", "logits"
 TRACED_BATCH = 2  # dynamo takes a batch of 1 for a constant
+LARGE = 1_900_000_000  # bytes: protobuf ends at 2 GiB; beyond this the weights lie in `<file>.data` beside the graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class Request:
 
 
 def dynamo(module: nn.Module, path: Path, request: Request) -> None:
-    """Write ONNX through torch.export; weights inside the file."""
+    """Write ONNX through torch.export."""
     import torch
 
     program = torch.onnx.export(
@@ -44,27 +49,39 @@ def dynamo(module: nn.Module, path: Path, request: Request) -> None:
         verbose=False,
         input_names=[INPUT],
         output_names=[OUTPUT],
-        external_data=False,
         dynamic_shapes=None if request.batch else ({0: torch.export.Dim("batch", min=1)},),
     )
     assert program is not None, "torch.onnx.export returns a program when it is given no file"
-    program.save(path, external_data=False)
+    program.save(path, external_data=_bytes(module) > LARGE)
 
 
 def torchscript(module: nn.Module, path: Path, request: Request) -> None:
-    """Write ONNX through TorchScript tracing; weights inside the file."""
+    """Write ONNX through TorchScript tracing."""
+    _trace(module, path, request)
+
+
+def _trace(module: nn.Module, path: Path, request: Request, **keywords: Any) -> None:
+    """The call of the TorchScript exporter. Of a large model it leaves a file a tensor, which become one."""
+    import onnx
     import torch
 
-    torch.onnx.export(
-        module,
-        (_example(request),),
-        str(path),
-        dynamo=False,
-        opset_version=request.opset,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        dynamic_axes=None if request.batch else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-    )
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trace-") as folder:
+        traced = Path(folder) / path.name
+        torch.onnx.export(
+            module,
+            (_example(request),),
+            str(traced),
+            dynamo=False,
+            opset_version=request.opset,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes=None if request.batch else {INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            **keywords,
+        )
+        if _bytes(module) > LARGE:
+            onnx.save(onnx.load(traced), path, save_as_external_data=True, location=data_path(path).name)
+        else:
+            traced.replace(path)
 
 
 EXPORTERS: dict[str, Callable[[nn.Module, Path, Request], None]] = {"dynamo": dynamo, "eager": torchscript}
@@ -76,15 +93,71 @@ def write_onnx(exporter: str, module: nn.Module, path: Path, request: Request) -
     """Export a plain fp32 eval-mode module. Raises UserError naming the exporter and its own reason."""
     import torch
 
-    try:
-        with _quiet(), torch.no_grad():
-            EXPORTERS[exporter](module, path, request)
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    from export import graph
+
+    with _explained(exporter, request), _quiet(), torch.no_grad():
+        EXPORTERS[exporter](module, path, request)
+    written = graph.opset(path)
+    if written != request.opset:  # dynamo goes on with 18 where its converter has no way down, and says so in a log
         raise UserError(
-            f"the {exporter} exporter cannot write this model at opset {request.opset}: {reason}; "
+            f"the {exporter} exporter cannot write this model at opset {request.opset}: it has no form of an operator "
+            f"there, and wrote opset {written}; try the other --exporter or --opset {written}"
+        )
+
+
+def write_training(module: nn.Module, path: Path, request: Request) -> None:
+    """Write the graph that training sees, through TorchScript: dropout and batch norm as they are then.
+
+    The graph is to be looked at; nothing of it is folded or fused. The module is left in the mode it came in.
+    Raises UserError with the exporter's reason.
+    """
+    import torch
+
+    mode, statistics = module.training, copy.deepcopy(module.state_dict())
+    with _explained("eager", request), _quiet():
+        _trace(
+            module.train(), path, request, training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False
+        )  # fmt: skip
+    module.train(mode).load_state_dict(statistics)  # tracing in training mode has moved the running means
+
+
+@contextlib.contextmanager
+def _explained(exporter: str, request: Request) -> Iterator[None]:
+    """An exporter's error as one line."""
+    import torch
+
+    try:
+        yield
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(
+            f"the {exporter} exporter cannot write this model at opset {request.opset}: {_reason(error)}; "
             "try the other --exporter or --opset 20"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause in one line: dynamo's own message only names the stage and pages of advice."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def data_path(path: Path) -> Path:
+    """Where the weights of a large model lie: beside its graph."""
+    return path.with_name(f"{path.name}.data")
+
+
+def move(path: Path, target: Path) -> None:
+    """Give an ONNX file, with the weights beside it, its place: the weights first, as the graph needs them."""
+    assert path.name == target.name, "the graph holds its weights' file name"
+    if data_path(path).is_file():
+        data_path(path).replace(data_path(target))
+    path.replace(target)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
 
 def load_torch(found: Found) -> nn.Module:
@@ -112,7 +185,7 @@ def _example(request: Request) -> Tensor:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hold back the exporters' chatter; their errors still come through."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _no_stdout():
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable
         logging.disable(logging.WARNING)
@@ -120,3 +193,17 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
+
+
+@contextlib.contextmanager
+def _no_stdout() -> Iterator[None]:
+    """Close the process's own stdout for a while: on an error TorchScript's C++ prints the whole graph there."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

@@ -20,7 +20,7 @@ def finish(path: Path, name: str, checkpoint: Checkpoint) -> onnx.ModelProto:
 
     Raises CheckFailed with the checker's reason.
     """
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)  # weights beside the file stay where they are
     _strip(model.graph)
     for function in model.functions:
         _strip(function)
@@ -42,6 +42,12 @@ def finish(path: Path, name: str, checkpoint: Checkpoint) -> onnx.ModelProto:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise CheckFailed(f"{name}: onnx.checker refuses the file: {str(error).splitlines()[0]}") from error
     return model
+
+
+def opset(path: Path) -> int:
+    """The version of the ONNX operators that a file is written in."""
+    imports = onnx.load(path, load_external_data=False).opset_import
+    return next(one.version for one in imports if one.domain in ("", "ai.onnx"))
 
 
 def signature(model: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

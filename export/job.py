@@ -13,7 +13,8 @@ import msgspec
 from export import calibration, reference
 from export.activations import has_gelu
 from export.artifact import Artifact, is_true
-from export.exporters import TORCH
+from export.choice import Choice
+from export.exporters import EXPORTERS, TORCH
 from export.precision import PRECISIONS
 from export.reference import Verification
 from export.variant import Calibration, Variant
@@ -39,7 +40,10 @@ class Job:
     verify_images: int | None  # None: all of the test split
     labelled: bool = True  # whether the images' labels are the model's classes
     file: ModelFile | None = None  # the ONNX file that everything is made from
+    reproduce: bool = False  # make each file twice, and say whether they are the same
     made: dict[Variant, Artifact] = field(default_factory=dict)
+    exported: dict[Variant, Path] = field(default_factory=dict)  # files that wait to be taken, from comparing exporters
+    choices: dict[Variant, Choice] = field(default_factory=dict)  # what came of it, to be recorded with those files
 
     @cached_property
     def verification(self) -> Verification:
@@ -98,16 +102,32 @@ def find_made(job: Job, variant: Variant) -> Artifact | None:
         return None
     same = (
         record.variant == variant
-        and record.environment.packages.get(PROGRAM) == importlib.metadata.version(PROGRAM)  # its recipes may differ
+        and _is_of_this_version(record)  # another one's recipes may differ
         and record.parity.images == len(job.verification.indices)
         and record.parity.verified_on == job.verification.key
         and (record.parity.accuracy is not None) == job.labelled
-        and is_true(job.folder / record.file.path, record.file)
+        and (variant not in job.choices or record.choice == job.choices[variant])
+        and (not job.reproduce or record.reproduced is not None)
+        and all(is_true(job.folder / file.path, file) for file in record.files)
         and is_true(job.folder / record.reference.path, record.reference)
     )
     if same:
         job.made[variant] = record
     return record if same else None
+
+
+def recorded_choice(job: Job, variant: Variant) -> Choice | None:
+    """Which exporter was decided on before, for these weights by this version."""
+    for exporter in EXPORTERS:
+        wanted = msgspec.structs.replace(variant, exporter=exporter)
+        record = _record(job, wanted)
+        if record is not None and record.variant == wanted and record.choice and _is_of_this_version(record):
+            return record.choice
+    return None
+
+
+def _is_of_this_version(record: Artifact) -> bool:
+    return record.environment.packages.get(PROGRAM) == importlib.metadata.version(PROGRAM)
 
 
 def knows_gelu(job: Job) -> bool:

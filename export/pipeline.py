@@ -14,16 +14,18 @@ from typing import Literal
 
 import msgspec
 
-from export import calibration, foreign, graph, modules, parity, reference, rewrites
+from export import calibration, foreign, functions, graph, metamorphic, modules, parity, reference, rewrites
 from export.activations import swap_gelu
 from export.artifact import FAILED, Artifact, Parent, Parity, Tensor
-from export.exporters import INPUT, OUTPUT, TORCH, Request, write_onnx
+from export.exporters import INPUT, OUTPUT, TORCH, Request, data_path, move, write_onnx
 from export.job import Job, complete, find_made
+from export.metamorphic import Metamorphic
 from export.precision import PRECISIONS, Conversion, Tolerance, convert, requested
+from export.reproduce import compare
 from export.rewrites.applied import Applied
 from export.variant import OPSET, Variant
 from trainers import qat
-from trainers.checkpoint import load_model
+from trainers.checkpoint import build, load_model
 from trainers.manifest import CheckFailed, File, UserError, environment, link_or_copy
 from trainers.serving import peak_bytes
 
@@ -47,12 +49,16 @@ def export(job: Job, variant: Variant) -> Artifact:
         parents, applied = _write(job, variant, path)
         inputs, outputs, attested = _describe(job, variant, path, name)
         judged = _verify(job, variant, path)
+        independent = _metamorphic(job, variant, path)
+        if independent is not None and independent.broken:
+            reason = "; ".join(filter(None, (judged.reason, independent.broken)))
+            judged = msgspec.structs.replace(judged, passed=False, reason=reason)
         record = Artifact(
             kind="torch" if variant.exporter == TORCH else "onnx",
             model=job.checkpoint.model,
             options=job.checkpoint.options,
             variant=variant,
-            files=(File.of(path),),
+            files=tuple(File.of(file) for file in (path, data_path(path)) if file.is_file()),
             preprocess=job.checkpoint.preprocess,
             classes=job.checkpoint.classes,
             inputs=inputs,
@@ -67,6 +73,9 @@ def export(job: Job, variant: Variant) -> Artifact:
             peak_memory_bytes=peak_bytes(),
             command=shlex.join(["python", "-m", "export", *sys.argv[1:]]),
             environment=environment(),
+            choice=job.choices.get(variant),
+            metamorphic=independent,
+            reproduced=_reproduce(job, variant, path) if job.reproduce else None,
         )
         _place(job, record, path, name)
     job.made[variant] = record
@@ -81,15 +90,19 @@ def _write(job: Job, variant: Variant, path: Path) -> tuple[tuple[Parent, ...], 
     if variant.exporter == TORCH:
         link_or_copy(weights.verify(job.source), path)
         return (origin,), ()
-    if job.file is not None and variant.precision == "fp32" and not variant.rewrites:
+    if job.file is not None and variant.precision == "fp32" and not variant.rewrites and not variant.functions:
         foreign.copy(job.file, path)
         return (origin,), ()
+    if variant.functions:
+        plain = _parent(job, msgspec.structs.replace(variant, functions=False))
+        _outline(job, variant, job.folder / plain.file.path, path)
+        return (*plain.parents, _edge("plain", plain)), plain.rewrites
     if PRECISIONS[variant.precision].module is None and not variant.rewrites:
-        module = swap_gelu(load_model(job.checkpoint, job.source), variant.gelu)
-        if PRECISIONS[variant.precision].trained:
-            module = qat.convert(module)
-        request = Request(input_shape=job.checkpoint.input_shape, batch=variant.batch, opset=variant.opset or OPSET)
-        write_onnx(variant.exporter, module, path, request)
+        written = job.exported.pop(variant, None)
+        if written is None:
+            export_module(job, variant, path)
+        else:
+            move(written, path)
         return (origin,), ()
     if PRECISIONS[variant.precision].module is None:
         plain = _parent(job, msgspec.structs.replace(variant, rewrites=()))
@@ -104,6 +117,15 @@ def _write(job: Job, variant: Variant, path: Path) -> tuple[tuple[Parent, ...], 
     )
     convert(variant.precision, job.folder / parent.file.path, path, conversion)
     return (origin, *edges), parent.rewrites
+
+
+def export_module(job: Job, variant: Variant, path: Path) -> None:
+    """Export the checkpoint's module with the variant's activation. Raises UserError with the exporter's reason."""
+    module = swap_gelu(load_model(job.checkpoint, job.source), variant.gelu)
+    if PRECISIONS[variant.precision].trained:
+        module = qat.convert(module)
+    request = Request(input_shape=job.checkpoint.input_shape, batch=variant.batch, opset=variant.opset or OPSET)
+    write_onnx(variant.exporter, module, path, request)
 
 
 def _source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
@@ -126,7 +148,20 @@ def _parent(job: Job, variant: Variant) -> Artifact:
     return made
 
 
-def _edge(role: Literal["fp32", "rewritten"], parent: Artifact) -> Parent:
+def _outline(job: Job, variant: Variant, source: Path, destination: Path) -> None:
+    """Write a file with its activations as functions. Raises UserError where every one is an operator already."""
+    import onnx
+
+    model = onnx.load(source)
+    if not functions.outline(model, functions.activations(swap_gelu(build(job.checkpoint), variant.gelu))):
+        raise UserError(
+            f"--functions: no activation of {source.name} is more than one operator; leave it out, or give --gelu "
+            "sigmoid or --opset 18"
+        )
+    onnx.save(model, destination)
+
+
+def _edge(role: Literal["fp32", "rewritten", "plain"], parent: Artifact) -> Parent:
     return Parent(role=role, path=parent.file.path, sha256=parent.file.sha256)
 
 
@@ -181,17 +216,38 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
     )
 
 
+def _metamorphic(job: Job, variant: Variant, path: Path) -> Metamorphic | None:
+    """Whether an image's logits depend on that image alone; PyTorch's own weights are not asked."""
+    if variant.exporter == TORCH:
+        return None
+    loaded = parity.session(path)
+    name = loaded.get_inputs()[0].name
+    images = next(reference.images(job.verification, title="metamorphic"))
+    return metamorphic.check(lambda x: loaded.run(None, {name: x})[0], images, variant.batch, variant.precision)
+
+
+def _reproduce(job: Job, variant: Variant, path: Path) -> str:
+    """Make the file once more, and compare the two."""
+    again = path.parent / "again" / path.name
+    again.parent.mkdir()
+    _write(job, variant, again)
+    _describe(job, variant, again, path.stem)
+    return compare(path, again)
+
+
 def _place(job: Job, record: Artifact, path: Path, name: str) -> None:
     """Move the file to its place and write the record beside it, last. What failed goes where no stage looks."""
     failed = job.folder / FAILED
     good, bad = job.folder / path.name, failed / path.name
     target, other = (good, bad) if record.parity.passed else (bad, good)
     target.parent.mkdir(exist_ok=True)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    path.chmod(0o644)
-    path.replace(target)
+    for file in (path, data_path(path)):
+        if file.is_file():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+            file.chmod(0o644)
+    move(path, target)
     record.save(target.with_suffix(".json"))
     # The same variant's earlier file gave the other verdict: the newer one stands.
-    other.with_suffix(".json").unlink(missing_ok=True)
-    other.unlink(missing_ok=True)
+    for file in (other.with_suffix(".json"), other, data_path(other)):
+        file.unlink(missing_ok=True)

@@ -19,13 +19,16 @@ from trainers.manifest import UserError
 class Wish:
     """The command line's choices. `precisions` holds what is wanted besides fp32."""
 
-    exporter: str = "dynamo"
+    exporter: str = "auto"  # or one of EXPORTERS, torch, or both
+    baseline: str = "dynamo"  # the exporter of what names none
+    exporters: tuple[str, ...] = tuple(EXPORTERS)  # those that can write this model
     gelu: str = "exact"
     precisions: tuple[str, ...] = ()
     target: str = "cpu"
     batch: int | None = None
     opset: int = OPSET
     rewrites: tuple[str, ...] | None = None  # None: the usual ones of each precision and target
+    functions: bool = False
     all: bool = False
     grid: bool = False
 
@@ -43,7 +46,7 @@ def plan(wish: Wish, has_gelu: bool) -> list[Variant]:
         chosen = _one_at_a_time(wish, has_gelu)
     else:
         chosen = _asked(wish)
-    baseline = replace(_onnx(wish), rewrites=())
+    baseline = replace(_onnx(wish), rewrites=(), functions=False)
     return list(dict.fromkeys([_torch("exact"), baseline, *chosen]))
 
 
@@ -58,8 +61,9 @@ def plan_file(wish: Wish, asked_batch: int | None) -> list[Variant]:
     Raises UserError for a choice that its exporter has already made.
     """
     wrong = {
-        f"--exporter {wish.exporter}": wish.exporter != "dynamo",
+        f"--exporter {wish.exporter}": wish.exporter != "auto",
         f"--gelu {wish.gelu}": wish.gelu != "exact",
+        "--functions": wish.functions,
         f"--batch {asked_batch}": asked_batch not in (None, wish.batch),
     }
     for flag, is_wrong in wrong.items():
@@ -79,7 +83,7 @@ def plan_trained(wish: Wish, target: str | None) -> list[Variant]:
     """
     row = PRECISIONS[QAT]
     wrong = {
-        f"--exporter {wish.exporter}": wish.exporter != "dynamo",
+        f"--exporter {wish.exporter}": wish.exporter not in ("auto", "dynamo"),
         f"--gelu {wish.gelu}": wish.gelu != "exact",
         f"--quantize {','.join(wish.precisions)}": any(name != QAT for name in wish.precisions),
         f"--target {target}": target not in (None, *row.targets),
@@ -101,7 +105,7 @@ def _asked(wish: Wish) -> list[Variant]:
             f"{QAT} is made of a checkpoint trained for it: python -m trainers NAME --qat, then "
             "python -m export NAME-qat"
         )
-    exporters = tuple(EXPORTERS) if wish.exporter == "both" else (wish.exporter,)
+    exporters = {"both": wish.exporters, "auto": (wish.baseline,)}.get(wish.exporter, (wish.exporter,))
     if wish.exporter == TORCH:
         if wish.precisions:
             raise UserError("--exporter torch keeps PyTorch's fp32 weights; to quantize choose dynamo or eager")
@@ -114,9 +118,9 @@ def _asked(wish: Wish) -> list[Variant]:
 
 
 def _one_at_a_time(wish: Wish, has_gelu: bool) -> list[Variant]:
-    """From (dynamo, exact, fp32) change one factor: exporter, GELU (in fp32 and int8), precision, target."""
+    """From (baseline, exact, fp32) change one factor: exporter, GELU (in fp32 and int8), precision, target."""
     gelus = tuple(ACTIVATIONS) if has_gelu else ("exact",)
-    chosen = [_onnx(wish, exporter) for exporter in EXPORTERS]
+    chosen = [_onnx(wish, exporter) for exporter in wish.exporters]
     chosen += [_onnx(wish, gelu=gelu) for gelu in gelus]
     chosen += [_onnx(wish, precision=precision, target=wish.target) for precision in CONVERTED]
     chosen += [_onnx(wish, gelu=gelu, precision="int8", target=wish.target) for gelu in gelus]
@@ -130,7 +134,7 @@ def _grid(wish: Wish, has_gelu: bool) -> list[Variant]:
     placed = [(name, target) for name in CONVERTED for target in PRECISIONS[name].targets or ("cpu",)]
     return [_torch(gelu) for gelu in gelus] + [
         _onnx(wish, exporter, gelu, precision, target)
-        for exporter, gelu, (precision, target) in product(EXPORTERS, gelus, placed)
+        for exporter, gelu, (precision, target) in product(wish.exporters, gelus, placed)
     ]
 
 
@@ -139,11 +143,11 @@ def _torch(gelu: str) -> Variant:
 
 
 def _onnx(
-    wish: Wish, exporter: str = "dynamo", gelu: str = "exact", precision: str = "fp32", target: str = "cpu"
+    wish: Wish, exporter: str | None = None, gelu: str = "exact", precision: str = "fp32", target: str = "cpu"
 ) -> Variant:
     placed = target if PRECISIONS[precision].targets else None
     asked = wish.rewrites if wish.rewrites is not None and precision != QAT else usual_rewrites(precision, placed)
     return Variant(
-        exporter=exporter, gelu=gelu, precision=precision, target=placed, batch=wish.batch, opset=wish.opset,
-        rewrites=asked,
+        exporter=exporter or wish.baseline, gelu=gelu, precision=precision, target=placed, batch=wish.batch,
+        opset=wish.opset, functions=wish.functions, rewrites=asked,
     )  # fmt: skip

@@ -68,6 +68,7 @@ def start(arguments: argparse.Namespace) -> Job:
         data=data,
         calibration_images=arguments.calibration_images,
         verify_images=arguments.verify_images,
+        reproduce=arguments.reproduce,
         labelled=labelled,
     )
 
@@ -192,6 +193,7 @@ def _of_file(arguments: argparse.Namespace) -> Job:
         data=data,
         calibration_images=arguments.calibration_images,
         verify_images=arguments.verify_images,
+        reproduce=arguments.reproduce,
         labelled=bool(arguments.calibration_data) and len(data.classes) == file.num_classes,
         file=file,
     )

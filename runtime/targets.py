@@ -88,8 +88,9 @@ def _target(found: Found, memory_bytes: int | None) -> Target:
     if record is None:
         return _foreign(found, memory_bytes)
     subject = Subject(
-        name=found.name, model=home(found.path).resolve().name, path=str(found.path), bytes=record.file.bytes,
-        sha256=record.file.sha256, variant=record.variant, passed=record.parity.passed, drop=record.parity.drop,
+        name=found.name, model=home(found.path).resolve().name, path=str(found.path),
+        bytes=sum(file.bytes for file in record.files), sha256=record.file.sha256, variant=record.variant,
+        passed=record.parity.passed, drop=record.parity.drop,
         drop_interval=record.parity.drop_interval,
     )  # fmt: skip
     return Target(found, subject, record.inputs[0].shape)

@@ -45,7 +45,8 @@ class Worker:
         record_path = file.with_suffix(".json")
         record = Artifact.load(record_path) if record_path.is_file() else None
         if record is not None:
-            record.file.verify(file.parent)
+            for recorded in record.files:
+                recorded.verify(file.parent)
         self._found = Found(path=file, record=record)
         self._backend: Backend = backends.get(backend)
         self._device, self._threads, self._options = device, threads, options

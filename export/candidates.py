@@ -1,0 +1,82 @@
+"""Both exporters' files of one model, compared on the reference images; the one taken is not exported again."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from msgspec.structs import replace
+
+from export import parity, reference
+from export.choice import Candidate, Choice, choose, said
+from export.exporters import EXPORTERS, data_path
+from export.pipeline import Job, export_module
+from export.precision import PRECISIONS
+from export.variant import Variant
+from trainers.manifest import UserError
+
+
+def settle(job: Job, variant: Variant, stack: contextlib.ExitStack) -> Choice:
+    """The exporter of a plain fp32 variant, by comparing what the exporters write.
+
+    New files wait for `pipeline.export` in a folder that goes with `stack`. Raises UserError when no exporter can
+    write the model.
+    """
+    print(f"comparing the exporters: {', '.join(EXPORTERS)}", file=sys.stderr, flush=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=job.folder, prefix=".export-")))
+    verification = reference.choose_images(
+        job.data.splits["test"], job.checkpoint.preprocess, reference.REFERENCE_IMAGES
+    )
+    images = list(reference.images(verification))
+    expected = job.answers(variant.gelu, verification)
+    variants = [replace(variant, exporter=exporter) for exporter in EXPORTERS]
+    choice = choose([_candidate(job, one, scratch, images, expected) for one in variants], len(expected))
+    job.choices.update(dict.fromkeys(variants, choice))
+    print(f"exporter {said(choice)}", file=sys.stderr, flush=True)
+    return choice
+
+
+def _candidate(job: Job, variant: Variant, scratch: Path, images: list[np.ndarray], expected: np.ndarray) -> Candidate:
+    """Export, run and measure one file; a failure is its reason."""
+    path = scratch / f"{variant.name(job.checkpoint.model)}.onnx"
+    began = time.perf_counter()
+    try:
+        export_module(job, variant, path)
+        seconds = time.perf_counter() - began
+        logits, single = parity.run(path, images, variant.batch)
+    except UserError as error:
+        return Candidate(exporter=variant.exporter, reason=str(error), seconds=time.perf_counter() - began)
+    job.exported[variant] = path
+    error = _error(np.concatenate([logits, single]), np.concatenate([expected, expected[: len(single)]]))
+    tolerance = PRECISIONS["fp32"].tolerance.error
+    assert tolerance is not None, "fp32 is judged by its error"
+    operators = _operators(path)
+    return Candidate(
+        exporter=variant.exporter,
+        reason="" if error <= tolerance else f"its error is {error:.1e} of the logits' deviation",
+        nodes=sum(operators.values()),
+        operators=operators,
+        bytes=sum(file.stat().st_size for file in (path, data_path(path)) if file.is_file()),
+        max_error=error,
+        seconds=seconds,
+    )
+
+
+def _error(logits: np.ndarray, expected: np.ndarray) -> float:
+    """The largest error, in standard deviations of what is expected; infinite where a logit is no number."""
+    error = float(np.abs(logits - expected).max()) / max(float(expected.std()), 1e-30)
+    return error if np.isfinite(error) else float(np.finfo(np.float32).max)
+
+
+def _operators(path: Path) -> dict[str, int]:
+    """How often each operator occurs in a file's graph."""
+    import onnx
+
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    return dict(sorted(Counter(node.op_type for node in nodes).items()))
