@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from export import rewrites
 from export.activations import ACTIVATIONS
+from export.activations import parse as parse_gelu
 from export.exporters import EXPORTERS, TORCH
 from export.precision import PRECISIONS
 from export.variant import OPSET
@@ -62,7 +63,13 @@ def parser() -> cli.Parser:
         default="dynamo",
         help="dynamo (torch.export), eager (TorchScript), torch (the weights as they are)",
     )
-    made.add_argument("--gelu", choices=tuple(ACTIVATIONS), default="exact", help="what stands in for GELU")
+    made.add_argument(
+        "--gelu",
+        type=parse_gelu,
+        default="exact",
+        metavar="NAME|FILE.py:FUNCTION",
+        help=f"what stands in for GELU: {', '.join(ACTIVATIONS)}, or a function of your own",
+    )
     made.add_argument(
         "--quantize",
         nargs="?",
