@@ -81,9 +81,7 @@ def _rules(call: Callable[..., Any]) -> list[pattern.RewriteRule]:
         lambda op, x, twice: op.Mul(x, op.Mul(twice, half)),
         lambda op, x, twice: op.Mul(op.Mul(x, half), twice),
     ]
-    patterns = [
-        _pattern(order, twice) for twice in (by_quotient, by_product) for order in orders
-    ]
+    patterns = [_pattern(order, twice) for twice in (by_quotient, by_product) for order in orders]
     patterns += [
         lambda op, x: op.Gelu(x, _outputs=["y"]),
         lambda op, x: op.Gelu(x, _domain="com.microsoft", _outputs=["y"]),
@@ -112,7 +110,7 @@ def _function(
     import torch
 
     example = torch.zeros([2] * rank, dtype=cast(torch.dtype, getattr(torch, _torch_name(kind))))
-    free = {axis: torch.export.Dim.DYNAMIC for axis in range(rank)}
+    free = dict.fromkeys(range(rank), torch.export.Dim.DYNAMIC)
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(

@@ -77,7 +77,7 @@ def spec(name: str) -> ModelSpec:
 
 
 def named(name: str, flag: str) -> Callable[..., Any]:
-    """What `FILE.py:NAME` names. Raises UserError when no command line named that file (by `flag`), or it has no NAME."""
+    """What `FILE.py:NAME` names. Raises UserError when no command line named the file, by `flag`, or it has no NAME."""
     if name not in _allowed:
         raise UserError(f"{name} is code of your own, which a record never runs; name its file: {flag} PATH/{name}")
     return _factory(_imported(_allowed[name]), name)

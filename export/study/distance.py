@@ -33,9 +33,7 @@ def distance(name: str, whole: Histogram, points: np.ndarray) -> Distance:
     centres = whole.centres()[used].clip(whole.low, whole.high)
     mean = float((np.abs(_difference(name, centres)) * weights[used]).sum())
     place = int(errors.argmax())
-    return Distance(
-        largest=float(errors[place]), at=float(fine[place]), mean=mean, curve=_difference(name, points)
-    )
+    return Distance(largest=float(errors[place]), at=float(fine[place]), mean=mean, curve=_difference(name, points))
 
 
 @torch.no_grad()

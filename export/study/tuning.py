@@ -45,7 +45,7 @@ def recipe(record: Checkpoint, steps: int) -> Recipe:
     """The checkpoint's own, at a tenth of its rate."""
     return msgspec.structs.replace(
         record.recipe, steps=steps, sizes=None, lr=record.recipe.lr / SLOWER, schedule="cosine", warmup=0.1, ema=0.0,
-        init="default",
+        init="default", compile=False, shard=False,
     )  # fmt: skip
 
 
