@@ -124,9 +124,7 @@ def _refuse(checkpoint: Checkpoint) -> None:
     from trainers.checkpoint import build
 
     if checkpoint.qat is not None:
-        raise UserError(
-            "a checkpoint of --qat is fake-quantized around its GELUs; study the fp32 one that it came from"
-        )
+        raise UserError("a --qat checkpoint is fake-quantized around its GELUs; study the fp32 one that it came from")
     with torch.device("meta"):
         module = build(checkpoint)
     if not activations.has_gelu(module):
