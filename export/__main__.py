@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from export import rewrites, starting
 from export.activations import ACTIVATIONS
+from export.activations import parse as parse_gelu
 from export.exporters import EXPORTERS, TORCH
 from export.foreign import LOWEST_OPSET
 from export.precision import PRECISIONS
@@ -59,7 +60,13 @@ def parser() -> cli.Parser:
         help="dynamo (torch.export), eager (TorchScript), torch (the weights as they are), both, or auto (default): of "
         "dynamo and eager the one whose file is right, then has fewer nodes, then is smaller",
     )
-    made.add_argument("--gelu", choices=tuple(ACTIVATIONS), default="exact", help="what stands in for GELU")
+    made.add_argument(
+        "--gelu",
+        type=parse_gelu,
+        default="exact",
+        metavar="NAME|FILE.py:FUNCTION",
+        help=f"what stands in for GELU: {', '.join(ACTIVATIONS)}, or a function of your own",
+    )
     made.add_argument(
         "--quantize",
         nargs="?",

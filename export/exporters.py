@@ -95,7 +95,7 @@ def write_onnx(exporter: str, module: nn.Module, path: Path, request: Request) -
 
     from export import graph
 
-    with _explained(exporter, request), _quiet(), torch.no_grad():
+    with _explained(exporter, request), quiet(), torch.no_grad():
         EXPORTERS[exporter](module, path, request)
     written = graph.opset(path)
     if written != request.opset:  # dynamo goes on with 18 where its converter has no way down, and says so in a log
@@ -114,7 +114,7 @@ def write_training(module: nn.Module, path: Path, request: Request) -> None:
     import torch
 
     mode, statistics = module.training, copy.deepcopy(module.state_dict())
-    with _explained("eager", request), _quiet():
+    with _explained("eager", request), quiet():
         _trace(
             module.train(), path, request, training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False
         )  # fmt: skip
@@ -183,7 +183,7 @@ def _example(request: Request) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back the exporters' chatter; their errors still come through."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _no_stdout():
         warnings.simplefilter("ignore")

@@ -15,7 +15,7 @@ class Variant(Struct, frozen=True, kw_only=True):
     """How an artifact was made. Names are the command line's: `--exporter`, `--gelu`, `--quantize`, `--target`."""
 
     exporter: str = "dynamo"
-    gelu: str = "exact"  # as the model has it; also for a model without GELU
+    gelu: str = "exact"  # as the model has it; also for a model without GELU. A file's own: FILE.py:NAME@HASH
     precision: str = "fp32"
     target: str | None = None  # the engine quantization was placed for; None for precisions with one form for all
     batch: int | None = None  # None: dynamic
@@ -28,7 +28,7 @@ class Variant(Struct, frozen=True, kw_only=True):
 
     def name(self, model: str) -> str:
         """The file's stem: model-exporter-gelu-precision, then what differs from its default, in a fixed order."""
-        parts = [folder_name(model), self.exporter, self.gelu, self.precision]
+        parts = [folder_name(model), self.exporter, folder_name(self.gelu), self.precision]
         if self.target not in (None, "cpu"):
             parts.append(str(self.target))
         if self.batch is not None:

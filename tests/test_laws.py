@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {"trainers": set(), "export": {"trainers"}, "runtime": {"trainers", "export"}}
 COMMANDS = [
     "trainers", "trainers.cache", "trainers.ladder", "trainers.sweep", "trainers.experiments", "export",
-    "export.check", "export.diff", "export.list", "export.ops", "runtime", "runtime bench", "runtime view",
+    "export.check", "export.diff", "export.gelu", "export.list", "export.ops", "export.sensitivity",
+    "runtime", "runtime bench", "runtime view",
 ]  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def allow(text: str) -> str:
     file, _, factory = text.rpartition(":")
     path = Path(file).expanduser().resolve()
     if not path.is_file():
-        raise UserError(f"{file}: no such file; give the path of the Python file that makes the model")
+        raise UserError(f"{file}: no such file; give the path of your Python file")
     name = f"{path.name}:{factory}"
     _allowed[name] = path
     return name
@@ -74,6 +74,24 @@ def spec(name: str) -> ModelSpec:
     if is_file(name):
         return _of_file(name)
     return {"torchvision": _of_torchvision, "timm": _of_timm}[choose(library, ("timm", "torchvision"), "library")](rest)
+
+
+def named(name: str, flag: str) -> Callable[..., Any]:
+    """What `FILE.py:NAME` names. Raises UserError when no command line named the file, by `flag`, or it has no NAME."""
+    if name not in _allowed:
+        raise UserError(f"{name} is code of your own, which a record never runs; name its file: {flag} PATH/{name}")
+    return _factory(_imported(_allowed[name]), name)
+
+
+def source(name: str) -> bytes:
+    """The text of an allowed `FILE.py:NAME`'s file."""
+    return _allowed[name].read_bytes()
+
+
+def call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call what is the user's own. Raises UserError with its error and the place in the file."""
+    with _theirs(f"{name} cannot be called", ""):
+        return function(*arguments)
 
 
 def probe(
@@ -172,9 +190,7 @@ def _of_timm(name: str) -> ModelSpec:
 
 
 def _of_file(name: str) -> ModelSpec:
-    check_allowed(name)
-    module = _imported(_allowed[name])
-    factory = _factory(module, name)
+    factory = named(name, "--model")
     taken, options = _parameters(factory, name)
 
     def build(num_classes: int, input_shape: tuple[int, int, int], **chosen: Option) -> nn.Module:
@@ -194,7 +210,7 @@ def _factory(module: ModuleType, name: str) -> Callable[..., Any]:
         return found
     own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
     if not own:
-        raise UserError(f"{file} defines no function or class; write one that makes the model")
+        raise UserError(f"{file} defines no function or class; write one and name it")
     raise UserError(f"{file} has no {wanted!r}; it has {', '.join(own[:10])}")
 
 
