@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from export import parity, reference
 from export.choice import Candidate, Choice, choose, said
 from export.exporters import EXPORTERS, data_path
-from export.pipeline import Job, export_module
+from export.job import Job
+from export.pipeline import export_module
 from export.precision import PRECISIONS
 from export.variant import Variant
 from trainers.manifest import UserError
@@ -50,8 +51,8 @@ def _candidate(job: Job, variant: Variant, scratch: Path, images: list[np.ndarra
         export_module(job, variant, path)
         seconds = time.perf_counter() - began
         logits, single = parity.run(path, images, variant.batch)
-    except UserError as error:
-        return Candidate(exporter=variant.exporter, reason=str(error), seconds=time.perf_counter() - began)
+    except UserError as refusal:
+        return Candidate(exporter=variant.exporter, reason=str(refusal), seconds=time.perf_counter() - began)
     job.exported[variant] = path
     error = _error(np.concatenate([logits, single]), np.concatenate([expected, expected[: len(single)]]))
     tolerance = PRECISIONS["fp32"].tolerance.error

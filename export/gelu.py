@@ -12,7 +12,7 @@ from trainers import cli, models
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
-    from export.pipeline import Job
+    from export.job import Job
     from export.study.record import Study
     from trainers.checkpoint import Checkpoint
 
@@ -101,7 +101,7 @@ def _job(arguments: argparse.Namespace) -> Job:
     checkpoint = Checkpoint.load(path)
     _refuse(checkpoint)
 
-    from export.pipeline import Job
+    from export.job import Job
     from trainers.open import reopen
 
     data = reopen(

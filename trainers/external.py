@@ -78,8 +78,7 @@ def spec(name: str) -> ModelSpec:
 
 def named(name: str, flag: str) -> Callable[..., Any]:
     """What `FILE.py:NAME` names. Raises UserError when no command line named the file, by `flag`, or it has no NAME."""
-    if name not in _allowed:
-        raise UserError(f"{name} is code of your own, which a record never runs; name its file: {flag} PATH/{name}")
+    check_allowed(name, flag)
     return _factory(_imported(_allowed[name]), name)
 
 
@@ -138,10 +137,10 @@ def logits(name: str, module: nn.Module, shape: tuple[int, int, int], count: int
     return classes
 
 
-def check_allowed(name: str) -> None:
-    """Raise UserError where a record names a model in a file that no command line has named."""
+def check_allowed(name: str, flag: str = "--model") -> None:
+    """Raise UserError where a record names what is in a file that no command line has named, by `flag`."""
     if is_file(name) and name not in _allowed:
-        raise UserError(f"{name} is code of your own, which a record never runs; name its file: --model PATH/{name}")
+        raise UserError(f"{name} is code of your own, which a record never runs; name its file: {flag} PATH/{name}")
 
 
 def _width(logits: Tensor, count: int, what: str) -> int:

@@ -9,7 +9,7 @@ import msgspec
 import torch
 
 from export.activations import make, shown, swap_gelu
-from export.pipeline import Job
+from export.job import Job
 from trainers import models
 from trainers.checkpoint import Checkpoint, folder_name, load_model
 from trainers.finetune import SLOWER
