@@ -41,6 +41,7 @@ def findings(*paths: Path) -> dict[str, Finding]:
 def flip(path: Path, place: int = -100) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
+    path.unlink()  # it may be another file's second name
     path.write_bytes(content)
 
 

@@ -18,7 +18,7 @@ from export.exporters import Request, write_onnx
 from export.inspect.inventory import take
 from export.inspect.model import read
 from trainers import models
-from trainers.manifest import environment, sha256
+from trainers.manifest import UserError, environment, sha256
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +223,13 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(content)
     expect_refusal("export.ops", path, says="broken.onnx")
+
+
+@pytest.mark.parametrize("body", ["y = Relu (z) z = Relu (y)", "x = Identity (x) y = Relu (x)"])
+def test_a_graph_in_circles_is_refused(tmp_path: Path, body: str) -> None:
+    text = f'<ir_version: 10, opset_import: ["" : 20]> circle (float[2, 4] x) => (float[2, 4] y) {{ {body} }}'
+    with pytest.raises(UserError, match="out of order"):
+        take(save(tmp_path / "circle.onnx", text), None)
 
 
 def test_a_fixed_batch_size_stays(tmp_path: Path) -> None:

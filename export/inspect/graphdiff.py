@@ -140,8 +140,10 @@ class Diff:
 
     def to_document(self) -> dict[str, Any]:
         """The differences as plain JSON values; operations that are the same only counted."""
-        sides = {name: msgspec.to_builtins(side) | {"path": str(side.path)}
-                 for name, side in (("before", self.before), ("after", self.after))}  # fmt: skip
+        sides = {
+            name: msgspec.to_builtins(side, enc_hook=str)
+            for name, side in (("before", self.before), ("after", self.after))
+        }
         rows = [
             {"status": row.status, "operator": row.operator, "before": row.before and row.before.name,
              "after": row.after and row.after.name, "changes": list(row.changes)}

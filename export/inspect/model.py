@@ -48,13 +48,32 @@ def shaped(model: onnx.ModelProto, batch: int | None) -> tuple[onnx.ModelProto, 
     for tensor in copy.graph.initializer:
         if len(tensor.raw_data) > SMALL:
             tensor.ClearField("raw_data")  # shapes do not depend on it, and inference would copy it
+    copy = inlined(copy)
     try:
-        if copy.functions:
-            copy = inliner.inline_local_functions(copy)
         size = _fill(copy.graph, batch)
         return onnx.shape_inference.infer_shapes(copy, data_prop=True), size
     except ERRORS as error:
         raise UserError(f"the shapes of this graph cannot be inferred ({_reason(error)}); export it again") from None
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the bodies of its functions in place of their calls.
+
+    Raises UserError where its nodes are not in order: whoever follows tensors backwards would never arrive.
+    """
+    try:
+        flat = inliner.inline_local_functions(model) if model.functions else model
+    except ERRORS as error:
+        raise UserError(f"the functions of this model cannot be inlined ({_reason(error)}); export it again") from None
+    known = {"", *(value.name for value in flat.graph.input), *(tensor.name for tensor in flat.graph.initializer)}
+    known |= {tensor.values.name for tensor in flat.graph.sparse_initializer}
+    for node in flat.graph.node:
+        made = [name for name in node.output if name]
+        if not known.issuperset(node.input) or not known.isdisjoint(made):
+            name = node.name or node.op_type
+            raise UserError(f"not a valid graph: node {name!r} reads or makes a tensor out of order; export it again")
+        known.update(made)
+    return flat
 
 
 def inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

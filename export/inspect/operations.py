@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import inliner
 from onnx.reference import ReferenceEvaluator
 from onnx_ir import DataType
 
 from export.inspect.layers import OURS, attributes
-from export.inspect.model import inputs
+from export.inspect.model import inlined, inputs
 
 # What may stand between a stored weight and the operation that uses it; evaluated, so that quantized weights can be
 # compared with those they were made from.
@@ -73,9 +72,9 @@ class Graph:
     """The operations of a model in its order, local functions inlined, nodes that only prepare weights left out."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = inliner.inline_local_functions(model) if model.functions else model
-        graph = self.model.graph
-        self.opsets = {entry.domain: entry.version for entry in self.model.opset_import}
+        flat = inlined(model)
+        graph = flat.graph
+        self.opsets = {entry.domain: entry.version for entry in flat.opset_import}
         self.inputs = [value.name for value in inputs(graph)]
         self.outputs = [value.name for value in graph.output]
         self._stored = {tensor.name: tensor for tensor in graph.initializer}
