@@ -11,7 +11,7 @@ from export.exporters import Request, move, write_training
 from trainers.checkpoint import folder_name, load_model
 
 if TYPE_CHECKING:
-    from export.pipeline import Job
+    from export.job import Job
 
 FOLDER = "training"
 

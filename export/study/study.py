@@ -15,7 +15,8 @@ import onnx
 from export import parity, reference
 from export.activations import EXACT
 from export.artifact import Artifact
-from export.pipeline import Job, export
+from export.job import Job
+from export.pipeline import export
 from export.study import engines, latency, seen
 from export.study.distance import Distance, distance
 from export.study.record import Accuracy, Row, Study
