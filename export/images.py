@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trainers.checkpoint import Checkpoint
 
 SYNTHETIC = "synthetic"  # the source that needs no files
-DRAWN = 32  # pixels of the shorter side that procedural images are drawn at, at least
+DRAWN = 24  # pixels of the shorter side that procedural images are drawn at, at least
 
 
 @dataclass(eq=False)
