@@ -17,12 +17,11 @@ import msgspec
 import torch
 from torch import nn
 
-from export.images import open_named, stored_shape
+from export.images import SYNTHETIC, open_named
 from export.pretrained import Published, published
 from trainers import external, models
 from trainers.checkpoint import NAME, Checkpoint, keep_previous, write_weights
 from trainers.manifest import File, UserError, environment, link_or_copy
-from trainers.open import open_dataset
 from trainers.spec import ModelSpec, Option, Preprocess
 from trainers.weights import Weights
 from trainers.weights import read as read_weights
@@ -64,7 +63,7 @@ def adopt(request: Request, folder: Path) -> Checkpoint:
     module = made.module.float().eval()
     count = external.logits(request.name, module, shape)
     preprocess = _preprocess(request, shape, known)
-    data = open_dataset("synthetic", shape=stored_shape(shape[0], preprocess), num_classes=None, cache=request.cache)
+    data = open_named(SYNTHETIC, preprocess, shape[0], request.cache, num_classes=None)
     classes = known.classes if known and len(known.classes) == count else tuple(f"class {i}" for i in range(count))
     record = Checkpoint(
         model=request.name, options=options, parameters=sum(p.numel() for p in module.parameters()), input_shape=shape,
@@ -183,7 +182,7 @@ def _preprocess(request: Request, shape: tuple[int, int, int], known: Published 
     if known is not None and len(known.mean) == shape[0]:
         return Preprocess(size=size, resize=round(resize * known.resize), mean=known.mean, std=known.std)
     plain = Preprocess(size=size, resize=resize, mean=(), std=())
-    data = open_named(request.images or "synthetic", plain, shape[0], request.cache, num_classes=None)
+    data = open_named(request.images or SYNTHETIC, plain, shape[0], request.cache, num_classes=None)
     return msgspec.structs.replace(plain, mean=data.mean, std=data.std)
 
 

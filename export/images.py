@@ -6,6 +6,7 @@ themselves are opened only when something has to be made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from trainers.checkpoint import Checkpoint
+
+SYNTHETIC = "synthetic"  # the source that needs no files
+DRAWN = 24  # pixels of the shorter side that procedural images are drawn at, at least
 
 
 @dataclass(eq=False)
@@ -64,6 +68,17 @@ def stored_shape(channels: int, preprocess: Preprocess) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def synthetic_shape(channels: int, preprocess: Preprocess) -> tuple[int, int, int]:
+    """(channels, height, width) of the procedural images for a model that was not trained on any.
+
+    A whole fraction of the size wanted is drawn, and scaled up: drawing large images takes minutes.
+    """
+    _, height, width = stored_shape(channels, preprocess)
+    common = math.gcd(height, width)
+    divisor = max(n for n in range(1, common + 1) if common % n == 0 and (min(height, width) >= DRAWN * n or n == 1))
+    return channels, height // divisor, width // divisor
+
+
 def choose(checkpoint: Checkpoint, wanted: str | None, cache: Path | None) -> tuple[Dataset, bool]:
     """The images named by `--calibration-data`, or else by the record; and whether their labels are the model's.
 
@@ -90,26 +105,22 @@ def open_named(
     """Open images for a model with this preprocessing. Raises UserError when there are none."""
     from trainers.open import open_dataset
 
-    shape = stored_shape(channels, preprocess)
+    shape = (synthetic_shape if wanted == SYNTHETIC else stored_shape)(channels, preprocess)
     return open_dataset(wanted, shape=shape, cache=cache, num_classes=num_classes, seed=seed)
 
 
 def recorded(checkpoint: Checkpoint, cache: Path | None) -> Dataset:
     """The checkpoint's own images, opened on use. Raises UserError then, when they are gone or have changed."""
     opened: list[Dataset] = []
+    trained = checkpoint.metrics is not None
+    shape = (stored_shape if trained else synthetic_shape)(checkpoint.input_shape[0], checkpoint.preprocess)
+    count = len(checkpoint.classes) if trained else None
 
     def once() -> Dataset:
         from trainers.open import reopen
 
         if not opened:
-            opened.append(
-                reopen(
-                    checkpoint.data,
-                    shape=stored_shape(checkpoint.input_shape[0], checkpoint.preprocess),
-                    num_classes=None if checkpoint.metrics is None else len(checkpoint.classes),
-                    cache=cache,
-                )
-            )
+            opened.append(reopen(checkpoint.data, shape=shape, num_classes=count, cache=cache))
         return opened[0]
 
     info: DataInfo = checkpoint.data

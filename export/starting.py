@@ -173,7 +173,7 @@ def _of_file(arguments: argparse.Namespace) -> Job:
     channels, *size = file.input_shape
     plain = Preprocess(size=(size[0], size[1]), resize=min(size), mean=(), std=())
     preprocess = file.preprocess if file.preprocess and file.preprocess.size == plain.size else plain
-    wanted = arguments.calibration_data or "synthetic"
+    wanted = arguments.calibration_data or images.SYNTHETIC
     data = images.open_named(wanted, preprocess, channels, arguments.cache, num_classes=None)
     if preprocess is plain:
         preprocess = Preprocess(size=plain.size, resize=plain.resize, mean=data.mean, std=data.std)
