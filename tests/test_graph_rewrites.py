@@ -435,20 +435,27 @@ def kernel_of(model: onnx.ModelProto) -> tuple[int, ...]:
     return shapes[model.graph.node[0].input[1]]
 
 
+def has_dead_taps(size: int, taps: int, stride: int, dilation: int, before: int, after: int) -> bool:
+    """By trying, along one axis: an outer tap adds nothing to any output of a row of ones, and another tap does."""
+    padded = torch.nn.functional.pad(torch.ones(1, 1, size), (before, after))
+    each = torch.eye(taps).unsqueeze(1)  # as many kernels, of one tap each
+    met = torch.nn.functional.conv1d(padded, each, stride=stride, dilation=dilation).amax((0, 2)) > 0
+    return bool(met.any()) and not bool(met[0] and met[-1])
+
+
 def test_dead_taps_of_every_geometry() -> None:
-    cropped = 0
-    for (height, width), taps, stride, dilation, pads in product(
-        ((1, 1), (2, 1), (3, 2), (5, 8)), (1, 3, 4), (1, 2, 3), (1, 2), ((0, 0, 0, 0), (1, 1, 1, 1), (3, 0, 2, 4))
+    for size, taps, stride, dilation, pads in product(
+        ((1, 1), (2, 1), (5, 8)), (1, 3, 4), (1, 2, 3), (1, 2), ((0, 0, 0, 0), (1, 1, 1, 1), (3, 0, 2, 4))
     ):
         reach = dilation * (taps - 1) + 1
-        if height + pads[0] + pads[2] < reach or width + pads[1] + pads[3] < reach:
+        if size[0] + pads[0] + pads[2] < reach or size[1] + pads[1] + pads[3] < reach:
             continue
         attributes = f"strides=[{stride},{stride}], dilations=[{dilation},{dilation}], pads={list(pads)}, group=2"
-        before = conv(height, width, normal(6, 2, taps, taps), attributes)
-        after, matched = rewritten(before, "dead-taps")
-        assert matched == 0 or np.prod(kernel_of(after)) < np.prod(kernel_of(before))
-        cropped += matched
-    assert cropped > 50
+        _, matched = rewritten(conv(*size, normal(6, 2, taps, taps), attributes), "dead-taps")
+        rows, columns = (
+            has_dead_taps(size[axis], taps, stride, dilation, pads[axis], pads[axis + 2]) for axis in (0, 1)
+        )
+        assert matched == (rows or columns), (size, attributes)
 
 
 @pytest.mark.parametrize(
@@ -548,7 +555,8 @@ def widen(model: onnx.ModelProto) -> None:
     pads = next(a for a in model.graph.node[0].attribute if a.name == "pads")
     del pads.ints[:]
     pads.ints.extend([2, 2, 2, 2])
-    model.graph.output[0].type.tensor_type.ClearField("shape")
+    for axis in (2, 3):
+        model.graph.output[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
 
 
 def misuse(model: onnx.ModelProto) -> None:
