@@ -246,6 +246,14 @@ def test_a_gelu_is_fused_however_it_is_written(form: str, opset: int) -> None:
     assert attributes["approximate"] == approximate
 
 
+def test_the_result_of_one_gelu_is_the_input_of_the_next() -> None:
+    second = "d2 = Div(z, r) e2 = Erf(d2) s2 = Add(one, e2) p2 = Mul(z, s2) y = Mul(p2, half)"
+    before = formula(f"{ERF} p = Mul(x, s) z = Mul(p, half) {second}")
+    after, matched = rewritten(before, "fuse-gelu")
+    assert matched == 2
+    assert operators(after) == ["Gelu", "Gelu"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -298,6 +306,16 @@ def test_a_layernorm_is_fused(keywords: dict[str, object], axis: int, inputs: in
     node = next(node for node in after.graph.node if node.op_type == "LayerNormalization")
     assert {attribute.name: attribute.i for attribute in node.attribute}["axis"] == axis
     assert len(node.input) == inputs
+
+
+def test_the_result_of_one_layernorm_is_the_input_of_the_next() -> None:
+    second = (
+        "z = Mul(n, g) m2 = ReduceMean(z, axes) d2 = Sub(z, m2) v2 = Mul(d2, d2) w2 = ReduceMean(v2, axes) "
+        "t2 = Add(eps, w2) s2 = Sqrt(t2) n2 = Div(d2, s2) y = Add(n2, b)"
+    )
+    after, matched = rewritten(layernorm(end=second), "fuse-layernorm")
+    assert matched == 2
+    assert operators(after) == ["LayerNormalization", "LayerNormalization"]
 
 
 @pytest.mark.parametrize(
