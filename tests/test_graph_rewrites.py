@@ -151,7 +151,7 @@ REAL = [
     pytest.param("resnet18", "eager", 20, {"dead-taps": 4}),
     pytest.param("resnet18", "dynamo", 20, {"dead-taps": 4}, marks=slow),
     pytest.param("simplecnn", "dynamo", 20, {}),
-    pytest.param("mobilenet", "eager", 20, {"fold-constants": 5, "dead-taps": 4, "share-initializers": 5}),
+    pytest.param("mobilenet", "eager", 20, {"fold-constants": 5, "dead-taps": 2, "share-initializers": 5}, marks=slow),
     pytest.param("convnext_tiny", "eager", 17, {"fold-constants": 54, "fuse-gelu": 18, "dead-taps": 3}, marks=slow),
     pytest.param("convnext_tiny", "dynamo", 20, {"dead-taps": 3}, marks=slow),
 ]
@@ -246,6 +246,14 @@ def test_a_gelu_is_fused_however_it_is_written(form: str, opset: int) -> None:
     assert attributes["approximate"] == approximate
 
 
+def test_the_result_of_one_gelu_is_the_input_of_the_next() -> None:
+    second = "d2 = Div(z, r) e2 = Erf(d2) s2 = Add(one, e2) p2 = Mul(z, s2) y = Mul(p2, half)"
+    before = formula(f"{ERF} p = Mul(x, s) z = Mul(p, half) {second}")
+    after, matched = rewritten(before, "fuse-gelu")
+    assert matched == 2
+    assert operators(after) == ["Gelu", "Gelu"]
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -298,6 +306,16 @@ def test_a_layernorm_is_fused(keywords: dict[str, object], axis: int, inputs: in
     node = next(node for node in after.graph.node if node.op_type == "LayerNormalization")
     assert {attribute.name: attribute.i for attribute in node.attribute}["axis"] == axis
     assert len(node.input) == inputs
+
+
+def test_the_result_of_one_layernorm_is_the_input_of_the_next() -> None:
+    second = (
+        "z = Mul(n, g) m2 = ReduceMean(z, axes) d2 = Sub(z, m2) v2 = Mul(d2, d2) w2 = ReduceMean(v2, axes) "
+        "t2 = Add(eps, w2) s2 = Sqrt(t2) n2 = Div(d2, s2) y = Add(n2, b)"
+    )
+    after, matched = rewritten(layernorm(end=second), "fuse-layernorm")
+    assert matched == 2
+    assert operators(after) == ["LayerNormalization", "LayerNormalization"]
 
 
 @pytest.mark.parametrize(
@@ -435,20 +453,28 @@ def kernel_of(model: onnx.ModelProto) -> tuple[int, ...]:
     return shapes[model.graph.node[0].input[1]]
 
 
+def has_dead_taps(size: int, taps: int, stride: int, dilation: int, before: int, after: int) -> bool:
+    """By trying, along one axis: an outer tap adds nothing to any output of a row of ones, and another tap does."""
+    padded = torch.nn.functional.pad(torch.ones(1, 1, size), (before, after))
+    each = torch.eye(taps).unsqueeze(1)  # as many kernels, of one tap each
+    met = torch.nn.functional.conv1d(padded, each, stride=stride, dilation=dilation).amax((0, 2)) > 0
+    return bool(met.any()) and not bool(met[0] and met[-1])
+
+
 def test_dead_taps_of_every_geometry() -> None:
-    cropped = 0
-    for (height, width), taps, stride, dilation, pads in product(
-        ((1, 1), (2, 1), (3, 2), (5, 8)), (1, 3, 4), (1, 2, 3), (1, 2), ((0, 0, 0, 0), (1, 1, 1, 1), (3, 0, 2, 4))
+    for size, taps, stride, dilation, pads in product(
+        ((1, 1), (2, 1), (5, 8)), (1, 3, 4), (1, 2, 3), (1, 2), ((0, 0, 0, 0), (1, 1, 1, 1), (3, 0, 2, 4))
     ):
         reach = dilation * (taps - 1) + 1
-        if height + pads[0] + pads[2] < reach or width + pads[1] + pads[3] < reach:
+        if size[0] + pads[0] + pads[2] < reach or size[1] + pads[1] + pads[3] < reach:
             continue
         attributes = f"strides=[{stride},{stride}], dilations=[{dilation},{dilation}], pads={list(pads)}, group=2"
-        before = conv(height, width, normal(6, 2, taps, taps), attributes)
-        after, matched = rewritten(before, "dead-taps")
-        assert matched == 0 or np.prod(kernel_of(after)) < np.prod(kernel_of(before))
-        cropped += matched
-    assert cropped > 50
+        _, matched = rewritten(conv(*size, normal(6, 2, taps, taps), attributes), "dead-taps")
+        rows, columns = (
+            has_dead_taps(size[axis], taps, stride, dilation, pads[axis], pads[axis + 2]) for axis in (0, 1)
+        )
+        # With dilation a dead tap may have to stay: the one after it would start beyond the first pixel.
+        assert matched == (rows or columns) or (dilation > 1 and not matched), (size, attributes)
 
 
 @pytest.mark.parametrize(
@@ -548,7 +574,8 @@ def widen(model: onnx.ModelProto) -> None:
     pads = next(a for a in model.graph.node[0].attribute if a.name == "pads")
     del pads.ints[:]
     pads.ints.extend([2, 2, 2, 2])
-    model.graph.output[0].type.tensor_type.ClearField("shape")
+    for axis in (2, 3):
+        model.graph.output[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
 
 
 def misuse(model: onnx.ModelProto) -> None:

@@ -34,19 +34,20 @@ class Axis:
         return (self.size + self.before + self.after - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
     def window(self) -> tuple[int, int]:
-        """The first tap that meets a pixel at any output, and one past the last; (0, 0) when none does."""
+        """The first tap to keep, and one past the last; (0, 0) when no tap meets a pixel."""
         starts = [o * self.stride - self.before for o in range(self.outputs)]
         met = [t for t in range(self.kernel) if any(0 <= s + t * self.dilation < self.size for s in starts)]
-        return (met[0], met[-1] + 1) if met else (0, 0)
+        # With dilation, the first live tap may start beyond the first pixel: no padding could then say so.
+        return (min(met[0], self.before // self.dilation), met[-1] + 1) if met else (0, 0)
 
     def live(self) -> Axis | None:
-        """Without its outer dead taps; None when it has none, or what is left takes no non-negative padding."""
+        """Without its outer dead taps; None when it has none."""
         first, end = self.window()
         before = self.before - first * self.dilation
         reach = (self.outputs - 1) * self.stride + self.dilation * (end - first - 1) + 1
         after = max(reach - self.size - before, 0)  # pixels that no stride reaches stay out of reach
         made = replace(self, kernel=end - first, before=before, after=after)
-        return made if 0 < made.kernel < self.kernel and before >= 0 and made.outputs == self.outputs else None
+        return made if 0 < made.kernel < self.kernel and made.outputs == self.outputs else None
 
 
 def apply(model: ir.Model) -> int:

@@ -37,12 +37,14 @@ CLOSE = 1e-6  # relative: constants are float32
 
 def apply(model: ir.Model) -> int:
     """Fuse in place; returns how many GELUs there are."""
-    if not any(True for _ in _find(model.graph)) or not raise_opset(model, OPSET):
+    if next(_find(model.graph), None) is None or not raise_opset(model, OPSET):
         return 0
-    found = list(_find(model.graph))  # raising the opset may have made the graph anew
-    for result, x, approximate in found:
+    count = 0
+    while found := next(_find(model.graph), None):  # anew each time: the result of one may be the x of the next
+        result, x, approximate = found
         replace(result, ir.node("Gelu", [x], attributes={"approximate": approximate}))
-    return len(found)
+        count += 1
+    return count
 
 
 def _find(graph: ir.Graph) -> Iterator[tuple[ir.Value, ir.Value, str]]:

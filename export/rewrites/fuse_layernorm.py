@@ -9,6 +9,7 @@ over trailing axes (the last, or all of C, H, W) match: the operator knows no ot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,12 +44,17 @@ class Norm:
 
 def apply(model: ir.Model) -> int:
     """Fuse in place; returns how many LayerNorms there are."""
-    if not any(_match(node) for node in model.graph) or not raise_opset(model, OPSET):
+    if next(_find(model.graph), None) is None or not raise_opset(model, OPSET):
         return 0
-    found = [norm for node in model.graph if (norm := _match(node))]
-    for norm in found:
+    count = 0
+    while norm := next(_find(model.graph), None):  # anew each time: the result of one may be the x of the next
         _fuse(norm)
-    return len(found)
+        count += 1
+    return count
+
+
+def _find(graph: ir.Graph) -> Iterator[Norm]:
+    return (norm for node in graph if (norm := _match(node)) is not None)
 
 
 def _match(node: ir.Node) -> Norm | None:

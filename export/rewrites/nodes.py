@@ -28,7 +28,9 @@ def quiet() -> Iterator[None]:
 
 def read(model: onnx.ModelProto) -> ir.Model:
     """The model for editing, with the shapes that follow from its inputs; the proto stays as it is."""
-    read = ir.from_proto(model)
+    own = onnx.ModelProto()
+    own.CopyFrom(model)  # onnx_ir renames tensors in the proto that it was given
+    read = ir.from_proto(own)
     # Shapes recorded by an exporter may clash with those that are inferred; ours are made anew.
     for value in ir.convenience.create_value_mapping(read.graph).values():
         if value.producer() is not None and not value.is_graph_output():
