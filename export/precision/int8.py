@@ -8,16 +8,18 @@ asymmetric uint8 activations, and a pair on every edge, or the convolution silen
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
+from onnxruntime.quantization.registry import QDQRegistry
+
+from export.precision import ranges
 
 if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-
     from export.precision import Conversion
 
 MATRIX_OPS = ["Conv", "Gemm", "MatMul"]
@@ -38,45 +40,52 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Reader(CalibrationDataReader):
-    """Hands image batches to ONNX Runtime's calibrator, one at a time."""
-
-    def __init__(self, name: str, images: Iterator[np.ndarray]) -> None:
-        self.name, self.images = name, images
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self.images, None)
-        return None if batch is None else {self.name: batch}
-
-
 def convert(source: Path, destination: Path, conversion: Conversion) -> None:
     """Quantize weights per channel and activations per tensor, with ranges seen on the calibration images."""
-    import onnx
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    assert conversion.images is not None and conversion.target is not None, "int8 is calibrated for a target"
+    assert conversion.target is not None, "int8 is placed for a target"
     settings = dict(PLACEMENTS[conversion.target])
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        graph = onnx.load(prepared).graph
-        if any(node.op_type == "LayerNormalization" for node in graph.node):
+        prepared = prepare(source, Path(folder))
+        model = onnx.load(prepared)
+        if any(node.op_type == "LayerNormalization" for node in model.graph.node):
             # A norm over (C, H, W) has no channel axis to quantize along; such graphs keep all but the matrix
             # products in float.
             settings["op_types_to_quantize"] = MATRIX_OPS
         kept = list(conversion.kept)
         if conversion.target == "cpu":
-            kept += without_integer_kernel(graph)
+            kept += without_integer_kernel(model.graph)
+        operators = settings.setdefault("op_types_to_quantize", list(QDQRegistry))
+        observed = Path(folder) / "ranges.json"
+        free = "OpTypesToExcludeOutputQuantization" in settings["extra_options"]
+        tensors = ranges.activations(model, operators, kept, outputs=not free)
+        save_tensors_data(_ranges(model, tensors, conversion), observed)
         quantize_static(
             str(prepared),
             str(destination),
-            Reader(graph.input[0].name, conversion.images()),
+            calibration_cache_path=observed,
             nodes_to_exclude=kept,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             weight_type=QuantType.QInt8,
             **settings,
         )
+
+
+def prepare(source: Path, folder: Path) -> Path:
+    """The graph with its norms folded and its shapes inferred, as quantizers want it, in `folder`."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = folder / "prepared.onnx"
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    return prepared
+
+
+def _ranges(model: onnx.ModelProto, tensors: list[str], conversion: Conversion) -> TensorsData:
+    assert conversion.images is not None, "int8 is calibrated"
+    observed = ranges.observe(model, tensors, conversion.images(), histograms=conversion.method != "minmax")
+    found = {name: seen.range(conversion.method) for name, seen in observed.items()}
+    pairs = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
+    return TensorsData(CalibrationMethod.MinMax, pairs)
 
 
 def without_integer_kernel(graph: onnx.GraphProto) -> list[str]:
