@@ -41,23 +41,21 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
 
 
 def convert(source: Path, destination: Path, conversion: Conversion) -> None:
-    """Quantize weights per channel and activations per tensor, with ranges seen on the calibration images."""
+    """Quantize weights per channel and activations per tensor, with ranges seen on the calibration images.
+
+    Raises ValueError where the graph has no node of a name in `kept`.
+    """
     assert conversion.target is not None, "int8 is placed for a target"
-    settings = dict(PLACEMENTS[conversion.target])
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
-        prepared = prepare(source, Path(folder))
+        prepared, observed = prepare(source, Path(folder)), Path(folder) / "ranges.json"
         model = onnx.load(prepared)
-        if any(node.op_type == "LayerNormalization" for node in model.graph.node):
-            # A norm over (C, H, W) has no channel axis to quantize along; such graphs keep all but the matrix
-            # products in float.
-            settings["op_types_to_quantize"] = MATRIX_OPS
-        kept = list(conversion.kept)
-        if conversion.target == "cpu":
-            kept += without_integer_kernel(model.graph)
-        operators = settings.setdefault("op_types_to_quantize", list(QDQRegistry))
-        observed = Path(folder) / "ranges.json"
+        unknown = set(conversion.kept) - {node.name for node in model.graph.node}
+        if unknown:
+            raise ValueError(f"no node is named {', '.join(sorted(unknown))}")
+        settings, excluded = placement(model.graph, conversion.target)
+        kept = [*excluded, *conversion.kept]
         free = "OpTypesToExcludeOutputQuantization" in settings["extra_options"]
-        tensors = ranges.activations(model, operators, kept, outputs=not free)
+        tensors = ranges.activations(model, settings["op_types_to_quantize"], kept, outputs=not free)
         save_tensors_data(_ranges(model, tensors, conversion), observed)
         quantize_static(
             str(prepared),
@@ -72,12 +70,29 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
 
 
 def prepare(source: Path, folder: Path) -> Path:
-    """The graph with its norms folded and its shapes inferred, as quantizers want it, in `folder`."""
+    """The graph with its norms folded, its shapes inferred and a name for every node, in `folder`."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = folder / "prepared.onnx"
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    model = onnx.load(prepared)
+    taken: set[str] = set()
+    for node in model.graph.node:
+        if not node.name or node.name in taken:  # an inlined function's nodes, for one
+            node.name = f"{node.op_type}/{node.output[0]}"
+        taken.add(node.name)
+    onnx.save(model, prepared)
     return prepared
+
+
+def placement(graph: onnx.GraphProto, target: str) -> tuple[dict[str, Any], list[str]]:
+    """The quantizer's settings for a prepared graph, and the nodes that no assignment may quantize."""
+    settings = {"op_types_to_quantize": list(QDQRegistry), **PLACEMENTS[target]}
+    if any(node.op_type == "LayerNormalization" for node in graph.node):
+        # A norm over (C, H, W) has no channel axis to quantize along; such graphs keep all but the matrix products in
+        # float.
+        settings["op_types_to_quantize"] = MATRIX_OPS
+    return settings, without_integer_kernel(graph) if target == "cpu" else []
 
 
 def _ranges(model: onnx.ModelProto, tensors: list[str], conversion: Conversion) -> TensorsData:

@@ -97,7 +97,7 @@ def observe(
 
     Raises CheckFailed naming an activation that is not finite; names one that never changes on stderr.
     """
-    from export.parity import session
+    from export.engines import session
 
     observed = {name: Observed() for name in tensors}
     outputs = [output for name in tensors for output in _reduced(model, name, histograms)]
