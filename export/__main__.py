@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from export import rewrites
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS, TORCH
-from export.precision import PRECISIONS
+from export.precision import AUTO, METHODS, PRECISIONS
 from export.variant import OPSET
 from trainers import cli, models
 from trainers.manifest import CheckFailed, UserError, gpu
@@ -87,6 +87,18 @@ def parser() -> cli.Parser:
     made.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, metavar="N", help=f"default: {OPSET}")
     made.add_argument("--batch", type=_batch, default=None, metavar="dynamic|N", help="default: dynamic")
     made.add_argument("--calibration-data", metavar="NAME|PATH", help="default: the data it was trained on")
+    made.add_argument(
+        "--calibration-method",
+        choices=(*METHODS, AUTO),
+        default="minmax",
+        help="how activation ranges are set (default: minmax; auto: the best of them on held-out images)",
+    )
+    made.add_argument(
+        "--input-dtype",
+        choices=("float32", "uint8"),
+        default="float32",
+        help="uint8: the file takes raw pixels and normalises them itself (default: float32)",
+    )
     made.add_argument("--calibration-images", type=cli.positive, default=256, metavar="N", help="default: 256")
     made.add_argument(
         "--verify-images",
@@ -211,6 +223,7 @@ def _job(arguments: argparse.Namespace, checkpoint: Checkpoint, source: Path) ->
         folder=arguments.output or source,
         data=data,
         calibration_images=arguments.calibration_images,
+        calibration_method=arguments.calibration_method,
         verify_images=arguments.verify_images,
     )
 
@@ -231,6 +244,7 @@ def _plan(arguments: argparse.Namespace, precisions: tuple[str, ...], job: Job) 
         batch=arguments.batch,
         target=arguments.target or ("tensorrt" if gpu() else "cpu"),
         opset=arguments.opset,
+        input_dtype=arguments.input_dtype,
         rewrites=None if arguments.rewrite is None else rewrites.parse(arguments.rewrite),
         all=arguments.all,
         grid=arguments.grid,

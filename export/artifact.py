@@ -69,7 +69,7 @@ class Artifact(Record, frozen=True, kw_only=True):
     model: str
     options: dict[str, Option]  # the model's own settings, which its module is built with
     variant: Variant
-    files: tuple[File, ...]
+    files: tuple[File, ...]  # the one that engines load comes first; OpenVINO's has a second with the weights
     preprocess: Preprocess
     classes: tuple[str, ...]
     inputs: tuple[Tensor, ...]
@@ -137,7 +137,8 @@ def open_file(path: Path) -> Found:
             raise UserError(f"{path}: not an ONNX file and without a record; give an .onnx file")
         return Found(path=path, record=None)
     record = Artifact.load(record_path)
-    record.file.verify(path.parent)
+    for file in record.files:
+        file.verify(path.parent)
     return Found(path=path, record=record)
 
 

@@ -46,6 +46,11 @@ def _in_openvino(precision: str, target: str | None) -> bool:
     return target == OPENVINO or (precision == "bf16" and installed)
 
 
+def suffix(target: str | None) -> str:
+    """The file name's ending of what is placed for a target."""
+    return ".xml" if target == OPENVINO else ".onnx"
+
+
 def version() -> str:
     """ONNX Runtime with its version."""
     import onnxruntime

@@ -35,12 +35,12 @@ def run(
     for images in batches:
         if batch is None and not single:
             single = [infer(images[i : i + 1]) for i in range(min(SINGLES, len(images)))]
-        whole += [infer(part)[:kept] for part, kept in _fitted(images, batch)]
+        whole += [infer(part)[:kept] for part, kept in fitted(images, batch)]
     logits = np.concatenate(whole)
     return logits, np.concatenate(single) if single else logits[:0]
 
 
-def _fitted(images: np.ndarray, batch: int | None) -> Iterator[tuple[np.ndarray, int]]:
+def fitted(images: np.ndarray, batch: int | None) -> Iterator[tuple[np.ndarray, int]]:
     """Cut images to the batch that a file takes, with the number of rows that count."""
     if batch is None:
         yield images, len(images)

@@ -17,11 +17,11 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from export import calibration, graph, parity, reference, rewrites
+from export import calibration, graph, ir, parity, pixels, reference, rewrites
 from export.activations import swap_gelu
 from export.artifact import FAILED, Artifact, Parent, Parity, Tensor, is_true
 from export.exporters import INPUT, OUTPUT, TORCH, Request, write_onnx
-from export.precision import PRECISIONS, Conversion, Tolerance, convert, requested
+from export.precision import AUTO, OPENVINO, PRECISIONS, Conversion, Tolerance, convert, methods, requested
 from export.rewrites.applied import Applied
 from export.variant import OPSET, Calibration, Variant
 from trainers import qat
@@ -29,6 +29,8 @@ from trainers.checkpoint import Checkpoint, load_model, origin
 from trainers.dataset import Dataset
 from trainers.manifest import PROGRAM, CheckFailed, File, UserError, environment, link_or_copy
 from trainers.serving import peak_bytes
+
+SUFFIXES = {"torch": (".safetensors",), "onnx": (".onnx",), "openvino": (".xml", ".bin")}  # by kind of artifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Job:
     data: Dataset
     calibration_images: int
     verify_images: int | None  # None: all of the test split
+    calibration_method: str = "minmax"
     labelled: bool = True  # whether the images' labels are the model's classes
     made: dict[Variant, Artifact] = field(default_factory=dict)
 
@@ -50,7 +53,12 @@ class Job:
 
     @cached_property
     def calibration(self) -> tuple[reference.Verification, Calibration]:
-        return calibration.choose(self.data, self.checkpoint.preprocess, self.calibration_images)
+        preprocess, classes = self.checkpoint.preprocess, len(self.checkpoint.classes)
+        chosen, described = calibration.choose(
+            self.data, preprocess, self.calibration_images, self.calibration_method, self.labelled
+        )
+        calibration.check(chosen, described, classes)
+        return chosen, described
 
     @cached_property
     def reference(self) -> File:
@@ -73,9 +81,45 @@ class Job:
 
 def complete(job: Job, variant: Variant) -> Variant:
     """The variant with what the job decides: the calibration of a calibrated precision."""
-    if PRECISIONS[variant.precision].calibrated:
-        return msgspec.structs.replace(variant, calibration=job.calibration[1])
-    return variant
+    if not PRECISIONS[variant.precision].calibrated:
+        return variant
+    described = job.calibration[1]
+    if described.method == AUTO:
+        described = _best_method(job, variant, described)
+    return msgspec.structs.replace(variant, calibration=described)
+
+
+def _best_method(job: Job, variant: Variant, asked: Calibration) -> Calibration:
+    """The calibration of the artifact that an earlier `auto` made, if it still stands; else all methods are tried."""
+    for method in methods(variant.target):
+        named = msgspec.structs.replace(variant, calibration=msgspec.structs.replace(asked, method=method))
+        recorded = _recorded(job, named.name(job.checkpoint.model))
+        if recorded is None or recorded.variant.calibration is None or not recorded.variant.calibration.tried:
+            continue
+        known = calibration.decided(asked, recorded.variant.calibration.tried)
+        if _is_current(job, recorded, msgspec.structs.replace(variant, calibration=known)):
+            return known
+    parent, _ = _source(job, variant)
+    tried = calibration.try_methods(
+        methods(variant.target),
+        variant,
+        job.folder / parent.file.path,
+        functools.partial(_conversion, job, variant),
+        calibration.held_out(job.data, job.checkpoint.preprocess),
+    )
+    return calibration.decided(asked, tried)
+
+
+def _conversion(job: Job, variant: Variant, method: str) -> Conversion:
+    """What the variant's conversion may use."""
+    calibrated = PRECISIONS[variant.precision].calibrated
+    stream = functools.partial(calibration.stream, batch=variant.batch, dtype=variant.input_dtype)
+    return Conversion(
+        target=variant.target,
+        images=functools.partial(stream, job.calibration[0]) if calibrated else None,
+        method=method,
+        kept=variant.kept,
+    )
 
 
 def export(job: Job, variant: Variant) -> Artifact:
@@ -93,17 +137,19 @@ def export(job: Job, variant: Variant) -> Artifact:
     began = time.perf_counter()
     job.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.folder, prefix=".export-") as scratch:
-        suffix = ".safetensors" if variant.exporter == TORCH else ".onnx"
-        path = Path(scratch) / f"{name}{suffix}"
+        kind = _kind(variant)
+        path = Path(scratch) / f"{name}{SUFFIXES[kind][0]}"
         parents, applied = _write(job, variant, path)
+        if variant.input_dtype == "uint8" and PRECISIONS[variant.precision].module is None:
+            pixels.take_pixels(path, job.checkpoint.preprocess)
         inputs, outputs, attested = _describe(job, variant, path, name)
         judged = _verify(job, variant, path)
         record = Artifact(
-            kind="torch" if variant.exporter == TORCH else "onnx",
+            kind=kind,
             model=job.checkpoint.model,
             options=job.checkpoint.options,
             variant=variant,
-            files=(File.of(path),),
+            files=tuple(File.of(path.with_suffix(suffix)) for suffix in SUFFIXES[kind]),
             preprocess=job.checkpoint.preprocess,
             classes=job.checkpoint.classes,
             inputs=inputs,
@@ -124,25 +170,38 @@ def export(job: Job, variant: Variant) -> Artifact:
     return record
 
 
+def _kind(variant: Variant) -> Literal["torch", "onnx", "openvino"]:
+    """What kind of file the variant becomes."""
+    if variant.exporter == TORCH:
+        return "torch"
+    return "openvino" if variant.target == OPENVINO else "onnx"
+
+
 def _reuse(job: Job, variant: Variant, name: str) -> Artifact | None:
     """The artifact on disk, if it is this variant of this checkpoint, judged on these images, and undamaged."""
+    record = _recorded(job, name)
+    return record if record is not None and _is_current(job, record, variant) else None
+
+
+def _recorded(job: Job, name: str) -> Artifact | None:
+    """The record of that name; None also for one that cannot be trusted, so that it is made again."""
     path = job.folder / f"{name}.json"
-    if not path.is_file():
-        return None
-    try:
-        record = Artifact.load(path)
-    except UserError:
-        return None  # it cannot be trusted, so it is made again
-    same = (
+    with contextlib.suppress(UserError):
+        return Artifact.load(path) if path.is_file() else None
+    return None
+
+
+def _is_current(job: Job, record: Artifact, variant: Variant) -> bool:
+    """Whether a record is of this variant and checkpoint, judged on these images, and its files are undamaged."""
+    return (
         record.variant == variant
         and record.environment.packages.get(PROGRAM) == environment().packages.get(PROGRAM)  # its recipes may differ
         and record.parents[0].sha256 == job.checkpoint.weights.sha256
         and record.parity.images == len(job.verification.indices)
         and record.parity.verified_on == job.verification.key
-        and is_true(job.folder / record.file.path, record.file)
+        and all(is_true(job.folder / file.path, file) for file in record.files)
         and record.reference == job.reference
     )
-    return record if same else None
 
 
 def _write(job: Job, variant: Variant, path: Path) -> tuple[tuple[Parent, ...], tuple[Applied, ...]]:
@@ -160,17 +219,11 @@ def _write(job: Job, variant: Variant, path: Path) -> tuple[tuple[Parent, ...], 
         write_onnx(variant.exporter, module, path, request)
         return (origin,), ()
     if PRECISIONS[variant.precision].module is None:
-        plain = _parent(job, msgspec.structs.replace(variant, rewrites=()))
+        plain = _parent(job, msgspec.structs.replace(variant, rewrites=(), input_dtype="float32"))
         return (origin, _edge("fp32", plain)), _rewrite(job.folder / plain.file.path, path, variant.rewrites)
     parent, edges = _source(job, variant)
-    images = functools.partial(calibration.stream, job.calibration[0]) if variant.calibration else None
-    conversion = Conversion(
-        target=variant.target,
-        images=images,
-        method=variant.calibration.method if variant.calibration else "minmax",
-        kept=variant.kept,
-    )
-    convert(variant.precision, job.folder / parent.file.path, path, conversion)
+    method = variant.calibration.method if variant.calibration else "minmax"
+    convert(variant.precision, job.folder / parent.file.path, path, _conversion(job, variant, method))
     return (origin, *edges), parent.rewrites
 
 
@@ -220,6 +273,9 @@ def _describe(
     if variant.exporter == TORCH:
         inputs = (Tensor(name=INPUT, dtype="float", shape=(None, *job.checkpoint.input_shape)),)
         return inputs, (Tensor(name=OUTPUT, dtype="float", shape=(None, len(job.checkpoint.classes))),), {}
+    if _kind(variant) == "openvino":
+        read = ir.finish(path, graph.essentials(name, job.checkpoint))
+        return *ir.signature(read), ir.weight_types(read)
     model = graph.finish(path, name, job.checkpoint)
     return *graph.signature(model), graph.weight_types(model)
 
@@ -231,10 +287,11 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
         logits, single, tolerance, engine = expected, expected[:0], Tolerance(), "torch"
     else:
         form = (variant.precision, variant.target)
-        logits, single = parity.run(path, reference.images(job.verification, title=path.stem), variant.batch, *form)
+        batches = reference.images(job.verification, title=path.stem, dtype=variant.input_dtype)
+        logits, single = parity.run(path, batches, variant.batch, *form)
         tolerance, engine = PRECISIONS[variant.precision].tolerance, parity.engine(*form)
     size = variant.batch or min(reference.BATCH, len(job.verification.indices))
-    batches = (1, size) if len(single) else (size,)
+    sizes = (1, size) if len(single) else (size,)
     return parity.compare(
         logits,
         single,
@@ -243,7 +300,7 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
         job.verification.labels if job.labelled else None,
         split=job.verification.split.name,
         verified_on=job.verification.key,
-        batches=batches,
+        batches=sizes,
         tolerance=tolerance,
         engine=engine,
     )
@@ -252,14 +309,15 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
 def _place(job: Job, record: Artifact, path: Path, name: str) -> None:
     """Move the file to its place and write the record beside it, last. What failed goes where no stage looks."""
     failed = job.folder / FAILED
-    good, bad = job.folder / path.name, failed / path.name
-    target, other = (good, bad) if record.parity.passed else (bad, good)
-    target.parent.mkdir(exist_ok=True)
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-    path.chmod(0o644)
-    path.replace(target)
-    record.save(target.with_suffix(".json"))
+    good, bad = (job.folder, failed) if record.parity.passed else (failed, job.folder)
+    good.mkdir(exist_ok=True)
+    for made in record.files:
+        source = path.with_name(made.path)
+        with source.open("rb+") as file:
+            os.fsync(file.fileno())
+        source.chmod(0o644)
+        source.replace(good / made.path)
+    record.save((good / path.name).with_suffix(".json"))
     # The same variant's earlier file gave the other verdict: the newer one stands.
-    other.with_suffix(".json").unlink(missing_ok=True)
-    other.unlink(missing_ok=True)
+    for stale in (f"{path.stem}.json", *(made.path for made in record.files)):
+        (bad / stale).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ class Wish:
     target: str = "cpu"
     batch: int | None = None
     opset: int = OPSET
+    input_dtype: str = "float32"
     rewrites: tuple[str, ...] | None = None  # None: the usual ones of each precision and target
     all: bool = False
     grid: bool = False
@@ -77,6 +78,8 @@ def _asked(wish: Wish) -> list[Variant]:
         )
     exporters = tuple(EXPORTERS) if wish.exporter == "both" else (wish.exporter,)
     if wish.exporter == TORCH:
+        if wish.input_dtype != "float32":
+            raise UserError("--exporter torch keeps PyTorch's float32 input; choose dynamo or eager for raw pixels")
         if wish.precisions:
             raise UserError("--exporter torch keeps PyTorch's fp32 weights; to quantize choose dynamo or eager")
         return [_torch(wish.gelu)]
@@ -115,9 +118,10 @@ def _torch(gelu: str) -> Variant:
 def _onnx(
     wish: Wish, exporter: str = "dynamo", gelu: str = "exact", precision: str = "fp32", target: str = "cpu"
 ) -> Variant:
-    placed = target if PRECISIONS[precision].targets else None
+    targets = PRECISIONS[precision].targets
+    placed = target if target in targets else next(iter(targets), None)  # some have one engine only
     asked = wish.rewrites if wish.rewrites is not None and precision != QAT else usual_rewrites(precision, placed)
     return Variant(
         exporter=exporter, gelu=gelu, precision=precision, target=placed, batch=wish.batch, opset=wish.opset,
-        rewrites=asked,
+        rewrites=asked, input_dtype=wish.input_dtype,
     )  # fmt: skip

@@ -75,7 +75,7 @@ def _found(name: str, folder: Path) -> Iterator[Found]:
         if not found:
             raise UserError(f"{home} holds no artifacts; make them with: python -m export {home.name}")
         yield from found
-    elif Path(name).suffix in (".onnx", ".safetensors") or Path(name).exists():
+    elif Path(name).suffix in (".onnx", ".safetensors", ".xml") or Path(name).exists():
         yield open_file(Path(name))
     else:
         known = models(folder)
@@ -88,7 +88,8 @@ def _target(found: Found, memory_bytes: int | None) -> Target:
     if record is None:
         return _foreign(found, memory_bytes)
     subject = Subject(
-        name=found.name, model=home(found.path).resolve().name, path=str(found.path), bytes=record.file.bytes,
+        name=found.name, model=home(found.path).resolve().name, path=str(found.path),
+        bytes=sum(file.bytes for file in record.files),
         sha256=record.file.sha256, variant=record.variant, passed=record.parity.passed, drop=record.parity.drop,
         drop_interval=record.parity.drop_interval,
     )  # fmt: skip

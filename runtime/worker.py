@@ -45,7 +45,8 @@ class Worker:
         record_path = file.with_suffix(".json")
         record = Artifact.load(record_path) if record_path.is_file() else None
         if record is not None:
-            record.file.verify(file.parent)
+            for part in record.files:
+                part.verify(file.parent)
         self._found = Found(path=file, record=record)
         self._backend: Backend = backends.get(backend)
         self._device, self._threads, self._options = device, threads, options
@@ -105,6 +106,8 @@ def _first_and_check(
 
     record = found.record
     reference = check.Reference.load(record.reference.verify(check.home(found.path))) if record else None
+    if reference is not None and record is not None and record.variant.input_dtype == "uint8":
+        reference = reference.as_pixels(record.preprocess)
     if reference is not None:
         x = reference.batch(batch)
     else:

@@ -49,11 +49,15 @@ class Precision:
     disabled: tuple[str, ...] = ()  # ONNX Runtime's optimisers that compute this precision wrongly
 
 
+METHODS = ("minmax", "entropy", "percentile")  # of setting activation ranges
+AUTO = "auto"  # each of them is tried
 OPENVINO = "openvino"  # the target whose files are OpenVINO's own
 
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(module=None, tolerance=Tolerance(error=2e-3)),
-    "fp16": Precision(module="fp16", tolerance=Tolerance(error=0.1, cosine=0.9995), rest="fp16", size_ratio=0.5, rest_ratio=0.5),
+    "fp16": Precision(
+        module="fp16", tolerance=Tolerance(error=0.1, cosine=0.9995), rest="fp16", size_ratio=0.5, rest_ratio=0.5
+    ),
     "bf16": Precision(
         module="bf16", tolerance=Tolerance(error=0.3, cosine=0.998), rest="bf16", size_ratio=0.5, rest_ratio=0.5
     ),
@@ -61,7 +65,8 @@ PRECISIONS: dict[str, Precision] = {
         module="int8",
         tolerance=Tolerance(cosine=0.98, drop=1.0),
         calibrated=True,
-        targets=("cpu", "tensorrt"),
+        targets=("cpu", "tensorrt", OPENVINO),
+        operators=("Conv", "Gemm", "MatMul", "Convolution"),
         size_ratio=0.25,
     ),
     "int8-fp16": Precision(
@@ -105,6 +110,11 @@ class Conversion:
     images: Callable[[], Iterator[np.ndarray]] | None
     method: str = "minmax"
     kept: tuple[str, ...] = ()
+
+
+def methods(target: str | None) -> tuple[str, ...]:
+    """The ways to set activation ranges for an engine: NNCF, which quantizes for OpenVINO, knows no entropy."""
+    return tuple(method for method in METHODS if (target, method) != (OPENVINO, "entropy"))
 
 
 def requested(name: str, attested: Mapping[str, Mapping[str, int]]) -> dict[str, str]:

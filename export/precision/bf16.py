@@ -9,6 +9,8 @@ import ml_dtypes
 import onnx
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
+from export.pixels import PREFIX
+
 if TYPE_CHECKING:
     from export.precision import Conversion
 
@@ -23,10 +25,10 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
     graph = model.graph
     del graph.value_info[:]  # recorded shapes carry the old types
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
+        if tensor.data_type == TensorProto.FLOAT and not tensor.name.startswith(PREFIX):
             rounded = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16)
             tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
-    for node in graph.node:
+    for node in inner_nodes(graph):
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.BFLOAT16
@@ -55,17 +57,22 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def inner_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The model's own nodes, without those that normalise pixels before it."""
+    return [node for node in graph.node if not node.name.startswith(PREFIX)]
+
+
 def _cast_edges(graph: onnx.GraphProto) -> None:
-    """float32 outside, bfloat16 inside."""
-    inputs = [value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT]
-    outputs = [value.name for value in graph.output]
-    inner = {name: f"{name}/bf16" for name in (*inputs, *outputs)}
-    for node in graph.node:
+    """float32 outside, bfloat16 inside; the normalisation of pixels is outside."""
+    outside, inside = [node for node in graph.node if node.name.startswith(PREFIX)], inner_nodes(graph)
+    start, end = outside[-1].output[0] if outside else graph.input[0].name, graph.output[0].name
+    inner = {start: f"{start}/bf16", end: f"{end}/bf16"}
+    for node in inside:
         node.input[:] = [inner.get(name, name) for name in node.input]
         node.output[:] = [inner.get(name, name) for name in node.output]
-    first = [helper.make_node("Cast", [name], [inner[name]], f"{name}/to", to=TensorProto.BFLOAT16) for name in inputs]
-    last = [helper.make_node("Cast", [inner[name]], [name], f"{name}/from", to=TensorProto.FLOAT) for name in outputs]
-    nodes = [*first, *graph.node, *last]
+    first = helper.make_node("Cast", [start], [inner[start]], f"{start}/to", to=TensorProto.BFLOAT16)
+    last = helper.make_node("Cast", [inner[end]], [end], f"{end}/from", to=TensorProto.FLOAT)
+    nodes = [*outside, first, *inside, last]
     del graph.node[:]
     graph.node.extend(nodes)
 
@@ -77,7 +84,7 @@ def _widen(tensor: onnx.TensorProto) -> None:
 
 def _rounded(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     """Nodes that round an operator's result; the operator itself then writes to another name."""
-    if node.op_type in ("Constant", "Shape"):
+    if node.op_type in ("Constant", "Shape") or node.name.startswith(PREFIX):
         return []
     name = node.output[0]
     node.output[0] = f"{name}/exact"

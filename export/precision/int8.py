@@ -2,7 +2,8 @@
 
 The two placements exclude each other. TensorRT takes symmetric pairs only, no quantized bias, and wants the output of
 a convolution free to fuse with what follows. ONNX Runtime's CPU kernels are integer from end to end: they need
-asymmetric uint8 activations, and a pair on every edge, or the convolution silently stays in float.
+asymmetric uint8 activations, and a pair on every edge, or the convolution silently stays in float. OpenVINO's files
+are NNCF's work (int8_openvino.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.registry import QDQRegistry
 
-from export.precision import ranges
+from export.pixels import normalising
+from export.precision import OPENVINO, int8_openvino, ranges
 
 if TYPE_CHECKING:
     from export.precision import Conversion
@@ -46,6 +48,9 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
     Raises ValueError where the graph has no node of a name in `kept`.
     """
     assert conversion.target is not None, "int8 is placed for a target"
+    if conversion.target == OPENVINO:
+        int8_openvino.convert(source, destination, conversion)
+        return
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
         prepared, observed = prepare(source, Path(folder)), Path(folder) / "ranges.json"
         model = onnx.load(prepared)
@@ -92,7 +97,7 @@ def placement(graph: onnx.GraphProto, target: str) -> tuple[dict[str, Any], list
         # A norm over (C, H, W) has no channel axis to quantize along; such graphs keep all but the matrix products in
         # float.
         settings["op_types_to_quantize"] = MATRIX_OPS
-    return settings, without_integer_kernel(graph) if target == "cpu" else []
+    return settings, normalising(graph) + (without_integer_kernel(graph) if target == "cpu" else [])
 
 
 def _ranges(model: onnx.ModelProto, tensors: list[str], conversion: Conversion) -> TensorsData:

@@ -19,7 +19,6 @@ from onnx import TensorProto, helper
 
 from trainers.manifest import CheckFailed
 
-METHODS = ("minmax", "entropy", "percentile")
 BINS = 4096  # of a histogram from -reach to +reach
 LEVELS = 128  # magnitudes that int8 tells apart
 STRIDE = 8  # bins between two thresholds that `entropy` tries
