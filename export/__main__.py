@@ -13,7 +13,7 @@ from export.activations import ACTIVATIONS
 from export.activations import parse as parse_gelu
 from export.exporters import EXPORTERS, TORCH
 from export.foreign import LOWEST_OPSET
-from export.precision import PRECISIONS
+from export.precision import AUTO, METHODS, PRECISIONS
 from export.variant import OPSET
 from trainers import cli, models
 from trainers.manifest import CheckFailed, UserError, gpu
@@ -98,6 +98,18 @@ def parser() -> cli.Parser:
     made.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, metavar="N", help=f"default: {OPSET}")
     made.add_argument("--batch", type=_batch, default=None, metavar="dynamic|N", help="default: dynamic")
     made.add_argument("--calibration-data", metavar="NAME|PATH", help="default: the data it was trained on")
+    made.add_argument(
+        "--calibration-method",
+        choices=(*METHODS, AUTO),
+        default="minmax",
+        help="how activation ranges are set (default: minmax; auto: the best of them on held-out images)",
+    )
+    made.add_argument(
+        "--input-dtype",
+        choices=("float32", "uint8"),
+        default="float32",
+        help="uint8: the file takes raw pixels and normalises them itself (default: float32)",
+    )
     made.add_argument("--calibration-images", type=cli.positive, default=256, metavar="N", help="default: 256")
     made.add_argument(
         "--verify-images",
@@ -195,6 +207,7 @@ def _plan(
         batch=arguments.batch if job.file is None else job.file.batch,
         target=arguments.target or ("tensorrt" if gpu() else "cpu"),
         opset=arguments.opset if job.file is None else max(job.file.opset, LOWEST_OPSET),
+        input_dtype=arguments.input_dtype,
         rewrites=None if arguments.rewrite is None else rewrites.parse(arguments.rewrite),
         all=arguments.all,
         grid=arguments.grid,
@@ -229,7 +242,9 @@ def _export(arguments: argparse.Namespace, job: Job, variants: list[Variant]) ->
 
     missing = [variant for variant in variants if find_made(job, variant) is None]
     if any(PRECISIONS[variant.precision].calibrated for variant in missing):
-        calibration.check(job.calibration[0])  # images that cannot serve are refused before any work
+        calibration.check(
+            *job.calibration, len(job.checkpoint.classes)
+        )  # images that cannot serve are refused before any work
     if missing and (arguments.all or arguments.grid) and job.file is None:
         _announce(job, missing, arguments.json)
     artifacts, problems = [], []

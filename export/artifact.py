@@ -72,7 +72,7 @@ class Artifact(Record, frozen=True, kw_only=True):
     model: str
     options: dict[str, Option]  # the model's own settings, which its module is built with
     variant: Variant
-    files: tuple[File, ...]
+    files: tuple[File, ...]  # the one that engines load comes first; OpenVINO's has a second with the weights
     preprocess: Preprocess
     classes: tuple[str, ...]
     inputs: tuple[Tensor, ...]

@@ -24,18 +24,8 @@ def finish(path: Path, name: str, checkpoint: Checkpoint) -> onnx.ModelProto:
     _strip(model.graph)
     for function in model.functions:
         _strip(function)
-    essentials = {
-        "name": name,
-        "model": checkpoint.model,
-        "checkpoint_sha256": checkpoint.weights.sha256,
-        "preprocess": json.dumps(
-            {field: getattr(checkpoint.preprocess, field) for field in checkpoint.preprocess.__struct_fields__}
-        ),
-        "classes": json.dumps(checkpoint.classes),
-        "data": checkpoint.data.name,
-    }
     kept = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(model, {**kept, **essentials})
+    onnx.helper.set_model_props(model, {**kept, **essentials(name, checkpoint)})
     onnx.save(model, path)
     try:
         onnx.checker.check_model(path, full_check=True)
@@ -48,6 +38,19 @@ def opset(path: Path) -> int:
     """The version of the ONNX operators that a file is written in."""
     imports = onnx.load(path, load_external_data=False).opset_import
     return next(one.version for one in imports if one.domain in ("", "ai.onnx"))
+
+
+def essentials(name: str, checkpoint: Checkpoint) -> dict[str, str]:
+    """What a file says of itself when it is found without its record."""
+    preprocess = checkpoint.preprocess
+    return {
+        "name": name,
+        "model": checkpoint.model,
+        "checkpoint_sha256": checkpoint.weights.sha256,
+        "preprocess": json.dumps({field: getattr(preprocess, field) for field in preprocess.__struct_fields__}),
+        "classes": json.dumps(checkpoint.classes),
+        "data": checkpoint.data.name,
+    }
 
 
 def signature(model: onnx.ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -15,7 +15,7 @@ from export.activations import has_gelu
 from export.artifact import Artifact, is_true
 from export.choice import Choice
 from export.exporters import EXPORTERS, TORCH
-from export.precision import PRECISIONS
+from export.precision import AUTO, PRECISIONS, methods
 from export.reference import Verification
 from export.variant import Calibration, Variant
 from trainers.checkpoint import Checkpoint, build, origin
@@ -38,6 +38,7 @@ class Job:
     data: Dataset
     calibration_images: int
     verify_images: int | None  # None: all of the test split
+    calibration_method: str = "minmax"
     labelled: bool = True  # whether the images' labels are the model's classes
     file: ModelFile | None = None  # the ONNX file that everything is made from
     reproduce: bool = False  # make each file twice, and say whether they are the same
@@ -51,7 +52,9 @@ class Job:
 
     @cached_property
     def calibration(self) -> tuple[Verification, Calibration]:
-        return calibration.choose(self.data, self.checkpoint.preprocess, self.calibration_images)
+        return calibration.choose(
+            self.data, self.checkpoint.preprocess, self.calibration_images, self.calibration_method, self.labelled
+        )
 
     @cached_property
     def reference(self) -> File:
@@ -84,9 +87,24 @@ class Job:
 
 def complete(job: Job, variant: Variant) -> Variant:
     """The variant with what the job decides: the calibration of a calibrated precision."""
-    if PRECISIONS[variant.precision].calibrated:
-        return msgspec.structs.replace(variant, calibration=job.calibration[1])
-    return variant
+    if not PRECISIONS[variant.precision].calibrated or variant.calibration is not None:
+        return variant
+    asked = job.calibration[1]
+    known = _decided(job, variant, asked) if asked.method == AUTO else None
+    return msgspec.structs.replace(variant, calibration=known or asked)
+
+
+def _decided(job: Job, variant: Variant, asked: Calibration) -> Calibration | None:
+    """What an earlier `auto` decided on, if the artifact that it made still stands."""
+    for method in methods(variant.target):
+        named = msgspec.structs.replace(variant, calibration=msgspec.structs.replace(asked, method=method))
+        record = _record(job, named)
+        tried = record.variant.calibration.tried if record and record.variant.calibration else ()
+        if record and tried and _is_of_this_version(record):
+            known = calibration.decided(asked, tried)
+            if record.variant == msgspec.structs.replace(variant, calibration=known):
+                return known
+    return None
 
 
 def find_made(job: Job, variant: Variant) -> Artifact | None:

@@ -14,20 +14,60 @@ from typing import Literal
 
 import msgspec
 
-from export import calibration, foreign, functions, graph, metamorphic, modules, parity, reference, rewrites
+from export import (
+    calibration,
+    engines,
+    foreign,
+    functions,
+    graph,
+    ir,
+    metamorphic,
+    modules,
+    parity,
+    pixels,
+    reference,
+    rewrites,
+)
 from export.activations import swap_gelu
 from export.artifact import FAILED, Artifact, Parent, Parity, Tensor
 from export.exporters import INPUT, OUTPUT, TORCH, Request, data_path, move, write_onnx
 from export.job import Job, complete, find_made
 from export.metamorphic import Metamorphic
-from export.precision import PRECISIONS, Conversion, Tolerance, convert, requested
+from export.precision import AUTO, OPENVINO, PRECISIONS, Conversion, Tolerance, convert, methods, requested
 from export.reproduce import compare
 from export.rewrites.applied import Applied
-from export.variant import OPSET, Variant
+from export.variant import OPSET, Calibration, Variant
 from trainers import qat
 from trainers.checkpoint import build, load_model
 from trainers.manifest import CheckFailed, File, UserError, environment, link_or_copy
 from trainers.serving import peak_bytes
+
+SUFFIXES = {"torch": (".safetensors",), "onnx": (".onnx",), "openvino": (".xml", ".bin")}  # by kind of artifact
+
+
+def _best_method(job: Job, variant: Variant, asked: Calibration) -> Calibration:
+    """Try every calibration method on held-out images; the closest to the float parent is taken."""
+    parent, _ = _source(job, variant)
+    tried = calibration.try_methods(
+        methods(variant.target),
+        variant,
+        job.folder / parent.file.path,
+        functools.partial(_conversion, job, variant),
+        calibration.held_out(job.data, job.checkpoint.preprocess),
+    )
+    return calibration.decided(asked, tried)
+
+
+def _conversion(job: Job, variant: Variant, method: str) -> Conversion:
+    """What the variant's conversion may use."""
+    calibrated = PRECISIONS[variant.precision].calibrated
+    stream = functools.partial(calibration.stream, batch=variant.batch, dtype=variant.input_dtype)
+    return Conversion(
+        target=variant.target,
+        images=functools.partial(stream, job.calibration[0]) if calibrated else None,
+        method=method,
+        kept=variant.kept,
+    )
 
 
 def export(job: Job, variant: Variant) -> Artifact:
@@ -37,6 +77,8 @@ def export(job: Job, variant: Variant) -> Artifact:
     when the exporter or the engine refuses the model, CheckFailed when the file or its parent is invalid.
     """
     variant = complete(job, variant)
+    if variant.calibration is not None and variant.calibration.method == AUTO:
+        variant = msgspec.structs.replace(variant, calibration=_best_method(job, variant, variant.calibration))
     name = variant.name(job.checkpoint.model)
     reused = find_made(job, variant)
     if reused is not None:
@@ -44,9 +86,11 @@ def export(job: Job, variant: Variant) -> Artifact:
     began = time.perf_counter()
     job.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=job.folder, prefix=".export-") as scratch:
-        suffix = ".safetensors" if variant.exporter == TORCH else ".onnx"
-        path = Path(scratch) / f"{name}{suffix}"
+        kind = _kind(variant)
+        path = Path(scratch) / f"{name}{SUFFIXES[kind][0]}"
         parents, applied = _write(job, variant, path)
+        if variant.input_dtype == "uint8" and PRECISIONS[variant.precision].module is None:
+            pixels.take_pixels(path, job.checkpoint.preprocess)
         inputs, outputs, attested = _describe(job, variant, path, name)
         judged = _verify(job, variant, path)
         independent = _metamorphic(job, variant, path)
@@ -54,11 +98,11 @@ def export(job: Job, variant: Variant) -> Artifact:
             reason = "; ".join(filter(None, (judged.reason, independent.broken)))
             judged = msgspec.structs.replace(judged, passed=False, reason=reason)
         record = Artifact(
-            kind="torch" if variant.exporter == TORCH else "onnx",
+            kind=kind,
             model=job.checkpoint.model,
             options=job.checkpoint.options,
             variant=variant,
-            files=tuple(File.of(file) for file in (path, data_path(path)) if file.is_file()),
+            files=tuple(File.of(file) for file in _files(path, kind)),
             preprocess=job.checkpoint.preprocess,
             classes=job.checkpoint.classes,
             inputs=inputs,
@@ -80,6 +124,19 @@ def export(job: Job, variant: Variant) -> Artifact:
         _place(job, record, path, name)
     job.made[variant] = record
     return record
+
+
+def _kind(variant: Variant) -> Literal["torch", "onnx", "openvino"]:
+    """What kind of file the variant becomes."""
+    if variant.exporter == TORCH:
+        return "torch"
+    return "openvino" if variant.target == OPENVINO else "onnx"
+
+
+def _files(path: Path, kind: str) -> list[Path]:
+    """The artifact's files, the one that an engine loads first; a large ONNX graph has its weights beside it."""
+    parts = [path.with_suffix(suffix) for suffix in SUFFIXES[kind]]
+    return [*parts, data_path(path)] if data_path(path).is_file() else parts
 
 
 def _write(job: Job, variant: Variant, path: Path) -> tuple[tuple[Parent, ...], tuple[Applied, ...]]:
@@ -105,17 +162,11 @@ def _write(job: Job, variant: Variant, path: Path) -> tuple[tuple[Parent, ...], 
             move(written, path)
         return (origin,), ()
     if PRECISIONS[variant.precision].module is None:
-        plain = _parent(job, msgspec.structs.replace(variant, rewrites=()))
+        plain = _parent(job, msgspec.structs.replace(variant, rewrites=(), input_dtype="float32"))
         return (origin, _edge("fp32", plain)), _rewrite(job.folder / plain.file.path, path, variant.rewrites)
     parent, edges = _source(job, variant)
-    images = functools.partial(calibration.stream, job.calibration[0]) if variant.calibration else None
-    conversion = Conversion(
-        target=variant.target,
-        images=images,
-        method=variant.calibration.method if variant.calibration else "minmax",
-        kept=variant.kept,
-    )
-    convert(variant.precision, job.folder / parent.file.path, path, conversion)
+    method = variant.calibration.method if variant.calibration else "minmax"
+    convert(variant.precision, job.folder / parent.file.path, path, _conversion(job, variant, method))
     return (origin, *edges), parent.rewrites
 
 
@@ -188,6 +239,9 @@ def _describe(
         inputs = (Tensor(name=INPUT, dtype="float", shape=(None, *job.checkpoint.input_shape)),)
         outputs = (Tensor(name=OUTPUT, dtype="float", shape=(None, len(job.checkpoint.classes))),)
         return inputs, outputs, modules.module_types(swap_gelu(load_model(job.checkpoint, job.source), variant.gelu))
+    if _kind(variant) == "openvino":
+        read = ir.finish(path, graph.essentials(name, job.checkpoint))
+        return *ir.signature(read), ir.weight_types(read)
     model = graph.finish(path, name, job.checkpoint)
     return *graph.signature(model), graph.weight_types(model)
 
@@ -198,10 +252,12 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
     if variant.exporter == TORCH:
         logits, single, tolerance, engine = expected, expected[:0], Tolerance(), "torch"
     else:
-        logits, single = parity.run(path, reference.images(job.verification, title=path.stem), variant.batch)
-        tolerance, engine = PRECISIONS[variant.precision].tolerance, parity.engine()
+        form = (variant.precision, variant.target)
+        batches = reference.images(job.verification, title=path.stem, dtype=variant.input_dtype)
+        logits, single = parity.run(path, batches, variant.batch, *form)
+        tolerance, engine = PRECISIONS[variant.precision].tolerance, parity.engine(*form)
     size = variant.batch or min(reference.BATCH, len(job.verification.indices))
-    batches = (1, size) if len(single) else (size,)
+    sizes = (1, size) if len(single) else (size,)
     return parity.compare(
         logits,
         single,
@@ -210,7 +266,7 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
         job.verification.labels if job.labelled else None,
         split=job.verification.split.name,
         verified_on=job.verification.key,
-        batches=batches,
+        batches=sizes,
         tolerance=tolerance,
         engine=engine,
     )
@@ -220,10 +276,9 @@ def _metamorphic(job: Job, variant: Variant, path: Path) -> Metamorphic | None:
     """Whether an image's logits depend on that image alone; PyTorch's own weights are not asked."""
     if variant.exporter == TORCH:
         return None
-    loaded = parity.session(path)
-    name = loaded.get_inputs()[0].name
-    images = next(reference.images(job.verification, title="metamorphic"))
-    return metamorphic.check(lambda x: loaded.run(None, {name: x})[0], images, variant.batch, variant.precision)
+    images = next(reference.images(job.verification, title="metamorphic", dtype=variant.input_dtype))
+    infer = engines.load(path, variant.precision, variant.target)
+    return metamorphic.check(infer, images, variant.batch, variant.precision)
 
 
 def _reproduce(job: Job, variant: Variant, path: Path) -> str:
@@ -238,16 +293,15 @@ def _reproduce(job: Job, variant: Variant, path: Path) -> str:
 def _place(job: Job, record: Artifact, path: Path, name: str) -> None:
     """Move the file to its place and write the record beside it, last. What failed goes where no stage looks."""
     failed = job.folder / FAILED
-    good, bad = job.folder / path.name, failed / path.name
-    target, other = (good, bad) if record.parity.passed else (bad, good)
-    target.parent.mkdir(exist_ok=True)
-    for file in (path, data_path(path)):
-        if file.is_file():
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-            file.chmod(0o644)
-    move(path, target)
-    record.save(target.with_suffix(".json"))
+    good, bad = (job.folder, failed) if record.parity.passed else (failed, job.folder)
+    good.mkdir(exist_ok=True)
+    for made in record.files:
+        source = path.with_name(made.path)
+        with source.open("rb+") as file:
+            os.fsync(file.fileno())
+        source.chmod(0o644)
+        source.replace(good / made.path)
+    record.save((good / path.name).with_suffix(".json"))
     # The same variant's earlier file gave the other verdict: the newer one stands.
-    for file in (other.with_suffix(".json"), other, data_path(other)):
-        file.unlink(missing_ok=True)
+    for stale in (f"{path.stem}.json", *(made.path for made in record.files)):
+        (bad / stale).unlink(missing_ok=True)

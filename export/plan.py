@@ -27,6 +27,7 @@ class Wish:
     target: str = "cpu"
     batch: int | None = None
     opset: int = OPSET
+    input_dtype: str = "float32"
     rewrites: tuple[str, ...] | None = None  # None: the usual ones of each precision and target
     functions: bool = False
     all: bool = False
@@ -107,6 +108,8 @@ def _asked(wish: Wish) -> list[Variant]:
         )
     exporters = {"both": wish.exporters, "auto": (wish.baseline,)}.get(wish.exporter, (wish.exporter,))
     if wish.exporter == TORCH:
+        if wish.input_dtype != "float32":
+            raise UserError("--exporter torch keeps PyTorch's float32 input; choose dynamo or eager for raw pixels")
         if wish.precisions:
             raise UserError("--exporter torch keeps PyTorch's fp32 weights; to quantize choose dynamo or eager")
         return [_torch(wish.gelu)]
@@ -145,9 +148,10 @@ def _torch(gelu: str) -> Variant:
 def _onnx(
     wish: Wish, exporter: str | None = None, gelu: str = "exact", precision: str = "fp32", target: str = "cpu"
 ) -> Variant:
-    placed = target if PRECISIONS[precision].targets else None
+    targets = PRECISIONS[precision].targets
+    placed = target if target in targets else next(iter(targets), None)  # some have one engine only
     asked = wish.rewrites if wish.rewrites is not None and precision != QAT else usual_rewrites(precision, placed)
     return Variant(
         exporter=exporter or wish.baseline, gelu=gelu, precision=precision, target=placed, batch=wish.batch,
-        opset=wish.opset, functions=wish.functions, rewrites=asked,
+        opset=wish.opset, input_dtype=wish.input_dtype, functions=wish.functions, rewrites=asked,
     )  # fmt: skip

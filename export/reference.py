@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export import pixels
 from export.activations import swap_gelu
 from trainers.checkpoint import Checkpoint, load_model
 from trainers.cli import track
@@ -52,7 +53,7 @@ class Verification:
         """A digest of which images these are and how they are prepared."""
         digest = hashlib.sha256(self.split.sha256.encode())
         digest.update(self.indices.tobytes())
-        digest.update(repr(self.preprocess).encode())
+        digest.update(f"{self.preprocess!r} 8 bits".encode())
         return digest.hexdigest()
 
 
@@ -67,8 +68,12 @@ def choose_images(split: Split, preprocess: Preprocess, count: int | None) -> Ve
     return Verification(split=split, indices=indices, preprocess=preprocess)
 
 
-def images(verification: Verification, title: str = "verify") -> Iterator[np.ndarray]:
-    """The chosen images as float32 (N, C, H, W) batches, with a progress bar."""
+def images(verification: Verification, title: str = "verify", dtype: str = "float32") -> Iterator[np.ndarray]:
+    """The chosen images as (N, C, H, W) batches with a progress bar: normalised float32, or the uint8 pixels of these.
+
+    Pixels are whole numbers in both, also where images are scaled. Raises UserError when the preprocessing gives
+    values that are not finite.
+    """
     import torch
 
     from trainers.batches import evaluation_batches
@@ -78,7 +83,11 @@ def images(verification: Verification, title: str = "verify") -> Iterator[np.nda
         verification.split, verification.preprocess, BATCH, torch.device("cpu"), verification.indices
     )
     for batch, _ in track(batches, title, total=count):
-        yield np.ascontiguousarray(batch.numpy())
+        prepared = np.ascontiguousarray(batch.numpy())
+        if not np.isfinite(prepared).all():
+            raise UserError("the preprocessed images are not finite; check the mean and std they are normalised with")
+        whole = pixels.to_pixels(prepared, verification.preprocess)
+        yield whole if dtype == "uint8" else pixels.normalise(whole, verification.preprocess)
 
 
 def logits(checkpoint: Checkpoint, source: Path, folder: Path, gelu: str, verification: Verification) -> np.ndarray:

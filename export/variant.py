@@ -41,6 +41,8 @@ class Variant(Struct, frozen=True, kw_only=True):
             parts.append("functions")
         if self.rewrites != usual_rewrites(self.precision, self.target):
             parts.append(self._rewrites_part())
+        if self.calibration is not None and self.calibration.method != "minmax":
+            parts.append(self.calibration.method)
         if self.kept:
             parts.append(f"mixed-{hashlib.sha256(' '.join(sorted(self.kept)).encode()).hexdigest()[:8]}")
         return "-".join(parts)
@@ -56,6 +58,15 @@ def usual_rewrites(precision: str, target: str | None) -> tuple[str, ...]:
     return () if precision in ("fp32", "int8-qat") else rewrites.default(target)
 
 
+class Tried(Struct, frozen=True, kw_only=True):
+    """What `--calibration-method auto` found for one method on held-out images, against the fp32 file's answers."""
+
+    method: str
+    divergence: float  # mean Kullback-Leibler divergence of the class probabilities, in nats
+    agreement: float  # percent of the images with the same top-1
+    images: int
+
+
 class Calibration(Struct, frozen=True, kw_only=True):
     """Which images set the quantization ranges, and how."""
 
@@ -63,3 +74,5 @@ class Calibration(Struct, frozen=True, kw_only=True):
     images: int
     source: str
     sha256: str
+    classes: int | None = None  # that the images are of; None where they have no labels
+    tried: tuple[Tried, ...] = ()  # the best first; empty where the method was named

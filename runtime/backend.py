@@ -30,7 +30,7 @@ class Session(Protocol):
     attested: dict[str, str]
 
     def bind(self, x: np.ndarray) -> None:
-        """Make `x` (float32, [batch, channels, height, width]) the input of the next steps."""
+        """Make `x` the input of the next steps: [batch, channels, height, width], float32 or, for raw pixels, uint8."""
 
     def step(self) -> None:
         """Run the network once on the bound input; may return before the result is there."""

@@ -5,6 +5,7 @@ Every session answers the reference images before it is timed. A wrong answer is
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from export.artifact import FAILED
+from export.pixels import to_pixels
 from runtime.backend import Session
 from trainers.manifest import Struct
+from trainers.spec import Preprocess
 
 if TYPE_CHECKING:
     from export.artifact import Artifact, Parity
@@ -49,6 +52,10 @@ class Reference:
         from safetensors.numpy import load_file
 
         return cls(**load_file(path))
+
+    def as_pixels(self, preprocess: Preprocess) -> Reference:
+        """The same with uint8 images, for a file that normalises them itself."""
+        return dataclasses.replace(self, images=to_pixels(self.images, preprocess))
 
     def batch(self, size: int) -> np.ndarray:
         """`size` images, repeated from the start where there are fewer."""

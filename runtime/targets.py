@@ -75,7 +75,7 @@ def _found(name: str, folder: Path) -> Iterator[Found]:
         if not found:
             raise UserError(f"{home} holds no artifacts; make them with: python -m export {home.name}")
         yield from found
-    elif Path(name).suffix in (".onnx", ".safetensors") or Path(name).exists():
+    elif Path(name).suffix in (".onnx", ".safetensors", ".xml") or Path(name).exists():
         yield open_file(Path(name))
     else:
         known = models(folder)

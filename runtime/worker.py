@@ -106,6 +106,8 @@ def _first_and_check(
 
     record = found.record
     reference = check.Reference.load(record.reference.verify(check.home(found.path))) if record else None
+    if reference is not None and record is not None and record.variant.input_dtype == "uint8":
+        reference = reference.as_pixels(record.preprocess)
     if reference is not None:
         x = reference.batch(batch)
     else:

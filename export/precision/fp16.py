@@ -6,6 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export.pixels import normalising
+
 if TYPE_CHECKING:
     from export.precision import Conversion
 
@@ -21,7 +23,7 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
     with warnings.catch_warnings():
         # Weights below the smallest half are rounded to it, and the converter says so tensor by tensor.
         warnings.simplefilter("ignore", UserWarning)
-        halved = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=False)
+        halved = convert_float_to_float16(model, keep_io_types=True, node_block_list=normalising(model.graph))
     onnx.save(sort(halved), destination)
 
 

@@ -2,22 +2,26 @@
 
 The two placements exclude each other. TensorRT takes symmetric pairs only, no quantized bias, and wants the output of
 a convolution free to fuse with what follows. ONNX Runtime's CPU kernels are integer from end to end: they need
-asymmetric uint8 activations, and a pair on every edge, or the convolution silently stays in float.
+asymmetric uint8 activations, and a pair on every edge, or the convolution silently stays in float. OpenVINO's files
+are NNCF's work (int8_openvino.py).
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
+from onnxruntime.quantization.registry import QDQRegistry
+
+from export.pixels import normalising
+from export.precision import OPENVINO, int8_openvino, ranges
 
 if TYPE_CHECKING:
-    import numpy as np
-    import onnx
-
     from export.precision import Conversion
 
 MATRIX_OPS = ["Conv", "Gemm", "MatMul"]
@@ -38,45 +42,70 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Reader(CalibrationDataReader):
-    """Hands image batches to ONNX Runtime's calibrator, one at a time."""
-
-    def __init__(self, name: str, images: Iterator[np.ndarray]) -> None:
-        self.name, self.images = name, images
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self.images, None)
-        return None if batch is None else {self.name: batch}
-
-
 def convert(source: Path, destination: Path, conversion: Conversion) -> None:
-    """Quantize weights per channel and activations per tensor, with ranges seen on the calibration images."""
-    import onnx
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    """Quantize weights per channel and activations per tensor, with ranges seen on the calibration images.
 
-    assert conversion.images is not None and conversion.target is not None, "int8 is calibrated for a target"
-    settings = dict(PLACEMENTS[conversion.target])
+    Raises ValueError where the graph has no node of a name in `kept`.
+    """
+    assert conversion.target is not None, "int8 is placed for a target"
+    if conversion.target == OPENVINO:
+        int8_openvino.convert(source, destination, conversion)
+        return
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
-        prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-        graph = onnx.load(prepared).graph
-        if any(node.op_type == "LayerNormalization" for node in graph.node):
-            # A norm over (C, H, W) has no channel axis to quantize along; such graphs keep all but the matrix
-            # products in float.
-            settings["op_types_to_quantize"] = MATRIX_OPS
-        kept = list(conversion.kept)
-        if conversion.target == "cpu":
-            kept += without_integer_kernel(graph)
+        prepared, observed = prepare(source, Path(folder)), Path(folder) / "ranges.json"
+        model = onnx.load(prepared)
+        unknown = set(conversion.kept) - {node.name for node in model.graph.node}
+        if unknown:
+            raise ValueError(f"no node is named {', '.join(sorted(unknown))}")
+        settings, excluded = placement(model.graph, conversion.target)
+        kept = [*excluded, *conversion.kept]
+        free = "OpTypesToExcludeOutputQuantization" in settings["extra_options"]
+        tensors = ranges.activations(model, settings["op_types_to_quantize"], kept, outputs=not free)
+        save_tensors_data(_ranges(model, tensors, conversion), observed)
         quantize_static(
             str(prepared),
             str(destination),
-            Reader(graph.input[0].name, conversion.images()),
+            calibration_cache_path=observed,
             nodes_to_exclude=kept,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             weight_type=QuantType.QInt8,
             **settings,
         )
+
+
+def prepare(source: Path, folder: Path) -> Path:
+    """The graph with its norms folded, its shapes inferred and a name for every node, in `folder`."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = folder / "prepared.onnx"
+    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    model = onnx.load(prepared)
+    taken: set[str] = set()
+    for node in model.graph.node:
+        if not node.name or node.name in taken:  # an inlined function's nodes, for one
+            node.name = f"{node.op_type}/{node.output[0]}"
+        taken.add(node.name)
+    onnx.save(model, prepared)
+    return prepared
+
+
+def placement(graph: onnx.GraphProto, target: str) -> tuple[dict[str, Any], list[str]]:
+    """The quantizer's settings for a prepared graph, and the nodes that no assignment may quantize."""
+    settings = {"op_types_to_quantize": list(QDQRegistry), **PLACEMENTS[target]}
+    if any(node.op_type == "LayerNormalization" for node in graph.node):
+        # A norm over (C, H, W) has no channel axis to quantize along; such graphs keep all but the matrix products in
+        # float.
+        settings["op_types_to_quantize"] = MATRIX_OPS
+    return settings, normalising(graph) + (without_integer_kernel(graph) if target == "cpu" else [])
+
+
+def _ranges(model: onnx.ModelProto, tensors: list[str], conversion: Conversion) -> TensorsData:
+    assert conversion.images is not None, "int8 is calibrated"
+    observed = ranges.observe(model, tensors, conversion.images(), histograms=conversion.method != "minmax")
+    found = {name: seen.range(conversion.method) for name, seen in observed.items()}
+    pairs = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
+    return TensorsData(CalibrationMethod.MinMax, pairs)
 
 
 def without_integer_kernel(graph: onnx.GraphProto) -> list[str]:

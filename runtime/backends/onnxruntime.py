@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from export.precision import PRECISIONS
 from runtime.backend import BackendError
 from runtime.backends import lacking
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 formats = ("onnx",)
 packages = ("onnxruntime-gpu", "onnxruntime")
-options: Mapping[str, tuple[str, ...]] = {"graph": ("all", "extended", "basic", "disabled")}
+options: Mapping[str, tuple[str, ...]] = {"graph": ("all", "extended", "basic", "disabled")}  # unasked: the precision's
 computes = True
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -77,16 +78,18 @@ class OrtSession:
 
 def numpy_type(onnx_type: str) -> str:
     """ONNX Runtime's type name as numpy's. Raises BackendError for a type that images cannot be cast to."""
-    names = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64"}
+    names = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(double)": "float64",
+             "tensor(uint8)": "uint8"}  # fmt: skip
     if onnx_type not in names:
-        raise BackendError(f"its input is a {onnx_type}, images are floating-point tensors")
+        raise BackendError(f"its input is a {onnx_type}, images are floating-point numbers or uint8 pixels")
     return names[onnx_type]
 
 
 def load(artifact: Found, *, device: str, threads: int, batch: int, options: Mapping[str, str]) -> OrtSession:
     import onnxruntime
 
-    provider, level = PROVIDERS[device], options.get("graph", "all")
+    row = PRECISIONS[artifact.record.variant.precision if artifact.record else "fp32"]
+    provider, level = PROVIDERS[device], options.get("graph", row.graph)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
     settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
@@ -95,7 +98,8 @@ def load(artifact: Found, *, device: str, threads: int, batch: int, options: Map
     if device == "cuda":
         onnxruntime.preload_dlls()  # CUDA's libraries lie in Python packages, where the loader does not look
     asked = [(provider, {"use_tf32": "0"}) if device == "cuda" else provider]
-    session = onnxruntime.InferenceSession(str(artifact.path), settings, providers=asked)
+    session = onnxruntime.InferenceSession(str(artifact.path), settings, providers=asked,
+                                           disabled_optimizers=list(row.disabled))  # fmt: skip
     if session.get_providers()[0] != provider:
         raise BackendError(f"fallback: asked for {provider}, got {session.get_providers()[0]}")
     if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:

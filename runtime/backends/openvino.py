@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from export.artifact import Found
 
-formats = ("onnx",)
+formats = ("onnx", "openvino")
 packages = ("openvino",)
-options: Mapping[str, tuple[str, ...]] = {"precision": ("f32", "bf16")}
+options: Mapping[str, tuple[str, ...]] = {"precision": ("own", "f32", "bf16")}  # own: as the record says
 computes = True
 
 
@@ -71,7 +71,10 @@ def load(artifact: Found, *, device: str, threads: int, batch: int, options: Map
     if shape[0].is_dynamic:  # a fixed batch lets it plan its memory and choose its kernels
         shape[0] = batch
         model.reshape(shape)
-    precision = options.get("precision", "f32")
+    record = artifact.record
+    own = "bf16" if record is not None and record.variant.precision == "bf16" else "f32"
+    asked = options.get("precision", "own")
+    precision = own if asked == "own" else asked
     settings = {
         "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",

@@ -1,0 +1,101 @@
+"""int8 for OpenVINO: NNCF's post-training quantization, written as OpenVINO's own two files, graph and weights.
+
+Quantized are convolutions and matrix products. Grouped convolutions, norms and what joins branches stay in float: on
+the CPU plugin a file with all of them in int8 is the slower one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.precision import OPENVINO, methods
+from trainers.manifest import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from export.precision import Conversion
+
+IN_FLOAT = ["GroupConvolution", "MVN", "Concat", "Add", "Multiply", "ReduceMean"]
+OUTLIERS = 1e-4  # share of the values beyond each end of a range, for `percentile`
+
+
+def convert(source: Path, destination: Path, conversion: Conversion) -> None:
+    """Quantize an fp32 ONNX file into `destination` (.xml) and the .bin beside it.
+
+    Raises UserError when OpenVINO or NNCF is missing, or NNCF has no such calibration.
+    """
+    assert conversion.images is not None, "int8 is calibrated"
+    if conversion.method not in methods(OPENVINO):
+        raise UserError(
+            f"--calibration-method {conversion.method}: NNCF, which quantizes for OpenVINO, has no such method; choose "
+            "minmax or percentile"
+        )
+    with _quiet():
+        nncf, openvino = _engine()
+        quantized = nncf.quantize(
+            openvino.Core().read_model(source),
+            nncf.Dataset(_Anew(conversion)),
+            subset_size=sys.maxsize,
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            ignored_scope=nncf.IgnoredScope(types=IN_FLOAT, names=list(conversion.kept), validate=False),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                activations_range_estimator_params=_estimator(conversion.method)
+            ),
+        )
+        openvino.save_model(quantized, destination, compress_to_fp16=False)
+
+
+class _Anew:
+    """The images, from the start whenever NNCF asks."""
+
+    def __init__(self, conversion: Conversion) -> None:
+        self._conversion = conversion
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        assert self._conversion.images is not None
+        return self._conversion.images()
+
+
+def _engine() -> tuple[Any, Any]:
+    os.environ.setdefault("NNCF_CI", "1")  # or it reports its use over the network
+    try:
+        import nncf
+        import openvino
+    except ImportError as error:
+        raise UserError(f'--target openvino needs {error.name}; pip install -e ".[openvino]"') from None
+    return nncf, openvino
+
+
+def _estimator(method: str) -> Any:
+    from nncf.quantization import range_estimator as nncf
+
+    if method == "minmax":
+        return nncf.RangeEstimatorParametersSet.MINMAX
+    end = nncf.StatisticsCollectorParameters(
+        statistics_type=nncf.StatisticsType.QUANTILE,
+        aggregator_type=nncf.AggregatorType.MEAN,
+        quantile_outlier_prob=OUTLIERS,
+    )
+    return nncf.RangeEstimatorParameters(min=end, max=end)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back NNCF's chatter and its second progress bar; errors still come through."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
