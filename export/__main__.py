@@ -11,6 +11,7 @@ from export import rewrites
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS, TORCH
 from export.precision import PRECISIONS
+from export.search import AUTO, flags
 from export.variant import OPSET
 from trainers import cli, models
 from trainers.manifest import CheckFailed, UserError, gpu
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from export.variant import Variant
     from trainers.checkpoint import Checkpoint
 
-QUANTIZED = [name for name in PRECISIONS if name != "fp32"]
+QUANTIZED = [*(name for name in PRECISIONS if name != "fp32"), AUTO]
 TARGETS = sorted({target for row in PRECISIONS.values() for target in row.targets})
 OPSETS = range(17, 24)
 
@@ -34,6 +35,7 @@ examples:
   python -m export convnext --all                   change one factor at a time: about 16 files
   python -m export simplecnn --train --quantize     train a short checkpoint first if there is none
   python -m export resnet18 --quantize --target tensorrt --calibration-data my-images/
+  python -m export resnet18 --quantize auto --max-drop 0.2       leaves in float what int8 would damage
   python -m export simplecnn-qat                    int8 as python -m trainers simplecnn --qat trained it
 
 Exit status 1: a file was made, but is further from PyTorch than its precision allows; it lies in
@@ -95,6 +97,7 @@ def parser() -> cli.Parser:
         metavar="N|all",
         help="test images that parity and accuracy are measured on (default: 1000)",
     )
+    flags.add_flags(made)
     made.add_argument("--output", type=Path, metavar="DIR", help="default: the model's folder under --artifacts")
     made.add_argument("--cache", type=Path, metavar="DIR", help="for decoded data (default: the user's cache folder)")
     cli.add_common(made)
@@ -103,16 +106,23 @@ def parser() -> cli.Parser:
 
 def main() -> int:
     arguments = parser().parse_args()
-    precisions = _precisions(arguments)
-    checkpoint, source = _checkpoint(arguments)
-    job = _job(arguments, checkpoint, source)
-    variants = _plan(arguments, precisions, job)
+    job, variants = opened(arguments)
     if any(PRECISIONS[variant.precision].calibrated for variant in variants):
         _ = job.calibration  # images that cannot serve are refused before any work
     if arguments.all or arguments.grid:
         _announce(job, variants, arguments.json)
+    if flags.asked(arguments):
+        variants = flags.search(arguments, job, variants)
     artifacts, problems = _export(job, variants)
     return _report(job, artifacts, problems, arguments.json)
+
+
+def opened(arguments: argparse.Namespace) -> tuple[Job, list[Variant]]:
+    """The job that a command line describes, and the variants it asks for; those to be searched as plain int8."""
+    precisions = _precisions(arguments)
+    checkpoint, source = _checkpoint(arguments)
+    job = _job(arguments, checkpoint, source)
+    return job, _plan(arguments, precisions, job)
 
 
 def _batch(text: str) -> int | None:
@@ -136,7 +146,10 @@ def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.model is None and arguments.checkpoint is None:
         raise UserError(f"name a model ({', '.join(models.names())}); for example: python -m export resnet18")
     wanted = arguments.quantize.split(",") if arguments.quantize else []
-    return tuple(cli.choose(name, QUANTIZED, "precision") for name in wanted)
+    chosen = [cli.choose(name, QUANTIZED, "precision") for name in wanted]
+    if AUTO in chosen and (arguments.all or arguments.grid):
+        raise UserError("--quantize auto searches one placement; leave --all and --grid out")
+    return tuple(dict.fromkeys("int8" if name == AUTO else name for name in chosen))
 
 
 def _checkpoint(arguments: argparse.Namespace) -> tuple[Checkpoint, Path]:

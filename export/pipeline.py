@@ -162,19 +162,22 @@ def _write(job: Job, variant: Variant, path: Path) -> tuple[tuple[Parent, ...], 
     if PRECISIONS[variant.precision].module is None:
         plain = _parent(job, msgspec.structs.replace(variant, rewrites=()))
         return (origin, _edge("fp32", plain)), _rewrite(job.folder / plain.file.path, path, variant.rewrites)
-    parent, edges = _source(job, variant)
-    images = functools.partial(calibration.stream, job.calibration[0]) if variant.calibration else None
-    conversion = Conversion(
-        target=variant.target,
-        images=images,
-        method=variant.calibration.method if variant.calibration else "minmax",
-        kept=variant.kept,
-    )
-    convert(variant.precision, job.folder / parent.file.path, path, conversion)
+    parent, edges = source(job, variant)
+    convert(variant.precision, job.folder / parent.file.path, path, conversion(job, variant))
     return (origin, *edges), parent.rewrites
 
 
-def _source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
+def conversion(job: Job, variant: Variant) -> Conversion:
+    """What a variant's conversion may use."""
+    return Conversion(
+        target=variant.target,
+        images=functools.partial(calibration.stream, job.calibration[0]) if variant.calibration else None,
+        method=variant.calibration.method if variant.calibration else "minmax",
+        kept=variant.kept,
+    )
+
+
+def source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
     """The verified fp32 file that a conversion starts from, rewritten where that changes anything; and its ancestry."""
     bare = msgspec.structs.replace(variant, precision="fp32", target=None, calibration=None, kept=(), rewrites=())
     plain = _parent(job, bare)

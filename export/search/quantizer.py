@@ -72,8 +72,8 @@ class Quantizer:
         """The nodes that start quantization. Others, such as ReLU or pooling, only follow the layer before them."""
         nodes = [node for node in self.prepared.graph.node if node.op_type in self.settings["op_types_to_quantize"]]
         free = [node for node in nodes if node.name not in self.excluded]
-        operators = dict.fromkeys(node.op_type for node in free)
-        starting = {operator for operator in operators if self._starts(operator)}
+        first = {node.op_type: node.name for node in reversed(free)}
+        starting = {operator for operator, name in first.items() if self._starts(name)}
         origins = counterparts(self.prepared.graph, source)
         return tuple(
             Layer(name=node.name, source=origins[node.name], operator=node.op_type)
@@ -81,7 +81,7 @@ class Quantizer:
             if node.op_type in starting
         )
 
-    def _starts(self, operator: str) -> bool:
-        """Whether nodes of this operator are quantized where nothing before them is."""
-        others = [node.name for node in self.prepared.graph.node if node.op_type != operator]
+    def _starts(self, name: str) -> bool:
+        """Whether this node is quantized where nothing before it is."""
+        others = [node.name for node in self.prepared.graph.node if node.name != name]
         return any(node.op_type == "QuantizeLinear" for node in self.model(others).graph.node)
