@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {"trainers": set(), "export": {"trainers"}, "runtime": {"trainers", "export"}}
 COMMANDS = [
-    "trainers", "trainers.cache", "trainers.ladder", "trainers.sweep", "trainers.experiments", "export", "runtime",
-    "runtime bench", "runtime view",
+    "trainers", "trainers.cache", "trainers.ladder", "trainers.sweep", "trainers.experiments", "export",
+    "export.sensitivity", "runtime", "runtime bench", "runtime view",
 ]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from export.search.journal import Journal
 from export.search.records import Basis, Measure, Search, Sensitivity, Trial, digest, loss
 from export.search.savings import Prices, prices
 from export.search.subject import Subject
+from export.search.tables import outcome
 from export.tables import INFORMATIVE
 from trainers import cli
 from trainers.manifest import CheckFailed, UserError, environment
@@ -127,12 +128,5 @@ def _known(path: Path, basis: Basis) -> Search | None:
 
 def _announced(job: Job, variant: Variant, budget: Budget) -> Search:
     record, path = search(job, variant, budget)
-    lost, (low, high) = record.lost(record.chosen)
-    what = "top-1 lost" if record.measure == "accuracy" else "images with another top-1 (accuracy would not tell)"
-    print(
-        f"auto: {len(record.kept)} of {len(record.layers)} layers stay in float; {lost:+.2f} points of {what} "
-        f"[{low:+.2f}, {high:+.2f}] on {record.basis.images} {record.basis.split} images, of {record.max_drop:g} "
-        f"allowed; {len(record.tried)} assignments tried: {path}",
-        file=sys.stderr,
-    )
+    print(f"auto: {outcome(record)}: {path}", file=sys.stderr)
     return record
