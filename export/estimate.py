@@ -18,12 +18,9 @@ FIXED_SECONDS = 5.0  # tracing, conversion and checks of one file, roughly
 
 
 def estimate_size(checkpoint: Checkpoint, variant: Variant) -> int:
-    """Expected bytes of a variant's file: quantization shrinks matrix weights, fp16 everything."""
-    ratio = PRECISIONS[variant.precision].size_ratio
-    if variant.precision == "fp16":
-        return round(4 * checkpoint.parameters * ratio)
-    matrices = _matrix_parameters(checkpoint)
-    return round(4 * (matrices * ratio + checkpoint.parameters - matrices))
+    """Expected bytes of a variant's file, by what its precision does to matrix weights and to the rest."""
+    row, matrices = PRECISIONS[variant.precision], _matrix_parameters(checkpoint)
+    return round(4 * (matrices * row.size_ratio + (checkpoint.parameters - matrices) * row.rest_ratio))
 
 
 def estimate_seconds(job: Job, variants: list[Variant]) -> float:

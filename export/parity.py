@@ -5,63 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from export import engines
 from export.artifact import Parity
+from export.engines import session as session
 from export.precision import Tolerance
-from trainers.manifest import UserError
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 SINGLES = 8  # images that are also run alone
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime CPU session. Raises UserError with the engine's reason when it refuses the file."""
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except (
-        errors.Fail,
-        errors.InvalidGraph,
-        errors.InvalidProtobuf,
-        errors.NotImplemented,
-        errors.InvalidArgument,
-        errors.RuntimeException,
-    ) as error:
-        raise UserError(
-            f"ONNX Runtime cannot load {path.name}: {str(error).splitlines()[0]}; try another "
-            "--exporter, --opset or --quantize"
-        ) from error
+def engine(precision: str = "fp32", target: str | None = None) -> str:
+    """What `run` runs files of this precision in, with its version."""
+    return engines.name(precision, target)
 
 
-def engine() -> str:
-    """What `run` runs files in, with its version."""
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__}"
-
-
-def run(path: Path, batches: Iterable[np.ndarray], batch: int | None) -> tuple[np.ndarray, np.ndarray]:
+def run(
+    path: Path, batches: Iterable[np.ndarray], batch: int | None, precision: str = "fp32", target: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Logits of all images in batches, and of the first SINGLES images one by one.
 
     A file with a fixed `batch` runs at that size only; its last batch is filled up and cut again.
     """
-    loaded = session(path)
-    name = loaded.get_inputs()[0].name
+    infer = engines.load(path, precision, target)
     whole: list[np.ndarray] = []
     single: list[np.ndarray] = []
     for images in batches:
         if batch is None and not single:
-            single = [loaded.run(None, {name: images[i : i + 1]})[0] for i in range(min(SINGLES, len(images)))]
-        whole += [loaded.run(None, {name: part})[0][:kept] for part, kept in _fitted(images, batch)]
+            single = [infer(images[i : i + 1]) for i in range(min(SINGLES, len(images)))]
+        whole += [infer(part)[:kept] for part, kept in _fitted(images, batch)]
     logits = np.concatenate(whole)
     return logits, np.concatenate(single) if single else logits[:0]
 

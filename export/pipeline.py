@@ -233,8 +233,9 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
     if variant.exporter == TORCH:
         logits, single, tolerance, engine = expected, expected[:0], Tolerance(), "torch"
     else:
-        logits, single = parity.run(path, reference.images(job.verification, title=path.stem), variant.batch)
-        tolerance, engine = PRECISIONS[variant.precision].tolerance, parity.engine()
+        form = (variant.precision, variant.target)
+        logits, single = parity.run(path, reference.images(job.verification, title=path.stem), variant.batch, *form)
+        tolerance, engine = PRECISIONS[variant.precision].tolerance, parity.engine(*form)
     size = variant.batch or min(reference.BATCH, len(job.verification.indices))
     batches = (1, size) if len(single) else (size,)
     return parity.compare(

@@ -44,17 +44,43 @@ class Precision:
     operators: tuple[str, ...] = ("Conv", "Gemm", "MatMul")  # those that hold the precision; all others are `rest`
     rest: str = "fp32"
     size_ratio: float = 1.0  # expected bytes per fp32 byte of a convolution, for the plan
+    rest_ratio: float = 1.0  # and of everything else
+    graph: str = "all"  # how far ONNX Runtime may optimise: all, extended, basic
+    disabled: tuple[str, ...] = ()  # ONNX Runtime's optimisers that compute this precision wrongly
 
+
+OPENVINO = "openvino"  # the target whose files are OpenVINO's own
 
 PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(module=None, tolerance=Tolerance(error=2e-3)),
-    "fp16": Precision(module="fp16", tolerance=Tolerance(error=0.1, cosine=0.9995), rest="fp16", size_ratio=0.5),
+    "fp16": Precision(module="fp16", tolerance=Tolerance(error=0.1, cosine=0.9995), rest="fp16", size_ratio=0.5, rest_ratio=0.5),
+    "bf16": Precision(
+        module="bf16", tolerance=Tolerance(error=0.3, cosine=0.998), rest="bf16", size_ratio=0.5, rest_ratio=0.5
+    ),
     "int8": Precision(
         module="int8",
         tolerance=Tolerance(cosine=0.98, drop=1.0),
         calibrated=True,
         targets=("cpu", "tensorrt"),
         size_ratio=0.25,
+    ),
+    "int8-fp16": Precision(
+        module="int8_fp16",
+        tolerance=Tolerance(cosine=0.98, drop=1.0),
+        calibrated=True,
+        targets=("tensorrt",),
+        rest="fp16",
+        size_ratio=0.25,
+        rest_ratio=0.5,
+        disabled=("WeightBiasQuantization",),  # quantizes half biases with scales that it misreads
+    ),
+    "fp8": Precision(
+        module="fp8",
+        tolerance=Tolerance(cosine=0.98, drop=1.0),
+        calibrated=True,
+        targets=("tensorrt",),
+        size_ratio=0.25,
+        graph="basic",  # the fusions beyond know no pairs but int8 ones
     ),
     "int8-dynamic": Precision(module="int8_dynamic", tolerance=Tolerance(cosine=0.98, drop=1.0), size_ratio=0.25),
     # Judged against the fake-quantized module, which rounds at the same places: what is left is the order of sums and,

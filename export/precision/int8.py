@@ -8,18 +8,18 @@ asymmetric uint8 activations, and a pair on every edge, or the convolution silen
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-if TYPE_CHECKING:
-    import numpy as np
+from export.precision import ranges
 
+if TYPE_CHECKING:
     from export.precision import Conversion
 
 MATRIX_OPS = ["Conv", "Gemm", "MatMul"]
@@ -40,35 +40,26 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Reader(CalibrationDataReader):
-    """Hands image batches to ONNX Runtime's calibrator, one at a time."""
-
-    def __init__(self, name: str, images: Iterator[np.ndarray]) -> None:
-        self.name, self.images = name, images
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        batch = next(self.images, None)
-        return None if batch is None else {self.name: batch}
-
-
 def convert(source: Path, destination: Path, conversion: Conversion) -> None:
     """Quantize weights per channel and activations per tensor, with ranges seen on the calibration images.
 
     Raises ValueError where the graph has no node of a name in `kept`.
     """
-    assert conversion.images is not None and conversion.target is not None, "int8 is calibrated for a target"
+    assert conversion.target is not None, "int8 is placed for a target"
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
-        prepared = prepare(source, Path(folder))
+        prepared, observed = prepare(source, Path(folder)), Path(folder) / "ranges.json"
         graph = onnx.load(prepared).graph
         unknown = set(conversion.kept) - {node.name for node in graph.node}
         if unknown:
             raise ValueError(f"no node is named {', '.join(sorted(unknown))}")
         settings, excluded = placement(graph, conversion.target)
+        kept = [*excluded, *conversion.kept]
+        save_tensors_data(observe(prepared, settings, kept, conversion), observed)
         quantize_static(
             str(prepared),
             str(destination),
-            Reader(graph.input[0].name, conversion.images()),
-            nodes_to_exclude=[*excluded, *conversion.kept],
+            calibration_cache_path=observed,
+            nodes_to_exclude=kept,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             weight_type=QuantType.QInt8,
@@ -102,15 +93,16 @@ def placement(graph: onnx.GraphProto, target: str) -> tuple[dict[str, Any], list
     return settings, without_integer_kernel(graph) if target == "cpu" else []
 
 
-def observe(prepared: Path, settings: dict[str, Any], excluded: list[str], conversion: Conversion) -> TensorsData:
-    """The range of every activation that may be quantized, seen on the calibration images."""
+def observe(prepared: Path, settings: dict[str, Any], kept: list[str], conversion: Conversion) -> TensorsData:
+    """The range of every activation that is to be quantized, seen on the calibration images."""
     assert conversion.images is not None, "int8 is calibrated"
-    with tempfile.TemporaryDirectory() as folder:
-        augmented = str(Path(folder) / "augmented.onnx")
-        calibrator = create_calibrator(prepared, settings["op_types_to_quantize"], augmented_model_path=augmented)
-        calibrator.collect_data(Reader(onnx.load(prepared).graph.input[0].name, conversion.images()))
-        found: TensorsData = calibrator.compute_data()
-    return found
+    model = onnx.load(prepared)
+    free = "OpTypesToExcludeOutputQuantization" in settings["extra_options"]
+    tensors = ranges.activations(model, settings["op_types_to_quantize"], kept, outputs=not free)
+    observed = ranges.observe(model, tensors, conversion.images(), histograms=conversion.method != "minmax")
+    found = {name: seen.range(conversion.method) for name, seen in observed.items()}
+    pairs = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
+    return TensorsData(CalibrationMethod.MinMax, pairs)
 
 
 def without_integer_kernel(graph: onnx.GraphProto) -> list[str]:

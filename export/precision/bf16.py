@@ -1,0 +1,85 @@
+"""bf16: weights and arithmetic in bfloat16; inputs and outputs stay float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import onnx
+from onnx import TensorProto, helper, numpy_helper, version_converter
+
+if TYPE_CHECKING:
+    from export.precision import Conversion
+
+FIRST_OPSET = 22  # in which convolutions and pooling take bfloat16
+
+
+def convert(source: Path, destination: Path, conversion: Conversion) -> None:
+    """Raise the opset where needed, round the weights, and cast at the edges."""
+    model = onnx.load(source)
+    if model.opset_import[0].version < FIRST_OPSET:
+        model = version_converter.convert_version(model, FIRST_OPSET)
+    graph = model.graph
+    del graph.value_info[:]  # recorded shapes carry the old types
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            rounded = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16)
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.BFLOAT16
+            elif node.op_type == "Constant" and attribute.t.data_type == TensorProto.FLOAT:
+                rounded = numpy_helper.to_array(attribute.t).astype(ml_dtypes.bfloat16)
+                attribute.t.CopyFrom(numpy_helper.from_array(rounded, attribute.t.name))
+    _cast_edges(graph)
+    onnx.save(model, destination)
+
+
+def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same function in fp32: every value that the file holds as bfloat16 is rounded to it and widened again."""
+    graph = model.graph
+    for tensor in graph.initializer:
+        _widen(tensor)
+    nodes = []
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.BFLOAT16:
+                attribute.i = TensorProto.FLOAT
+            elif node.op_type == "Constant":
+                _widen(attribute.t)
+        nodes += [node, *_rounded(node)]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    return model
+
+
+def _cast_edges(graph: onnx.GraphProto) -> None:
+    """float32 outside, bfloat16 inside."""
+    inputs = [value.name for value in graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT]
+    outputs = [value.name for value in graph.output]
+    inner = {name: f"{name}/bf16" for name in (*inputs, *outputs)}
+    for node in graph.node:
+        node.input[:] = [inner.get(name, name) for name in node.input]
+        node.output[:] = [inner.get(name, name) for name in node.output]
+    first = [helper.make_node("Cast", [name], [inner[name]], f"{name}/to", to=TensorProto.BFLOAT16) for name in inputs]
+    last = [helper.make_node("Cast", [inner[name]], [name], f"{name}/from", to=TensorProto.FLOAT) for name in outputs]
+    nodes = [*first, *graph.node, *last]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _widen(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == TensorProto.BFLOAT16:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float32"), tensor.name))
+
+
+def _rounded(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Nodes that round an operator's result; the operator itself then writes to another name."""
+    if node.op_type in ("Constant", "Shape"):
+        return []
+    name = node.output[0]
+    node.output[0] = f"{name}/exact"
+    down = helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=TensorProto.BFLOAT16)
+    return [down, helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT)]
