@@ -47,6 +47,12 @@ def parser() -> cli.Parser:
     flags.add_costs(made)
     made.add_argument("--calibration-data", metavar="NAME|PATH", help="default: the data it was trained on")
     made.add_argument("--calibration-images", type=cli.positive, default=256, metavar="N", help="default: 256")
+    made.add_argument(
+        "--verify-images",
+        default="1000",
+        metavar="N|all",
+        help="test images that the fp32 file is verified on, if it has to be made (default: 1000)",
+    )
     made.add_argument("--top", type=cli.positive, default=TOP, metavar="N", help=f"rows shown (default: {TOP})")
     made.add_argument("--cache", type=Path, metavar="DIR", help="for decoded data (default: the user's cache folder)")
     cli.add_common(made)
@@ -86,6 +92,7 @@ def _export_flags(arguments: argparse.Namespace) -> list[str]:
         "--target": arguments.target,
         "--calibration-data": arguments.calibration_data,
         "--calibration-images": arguments.calibration_images,
+        "--verify-images": arguments.verify_images,
         "--cache": arguments.cache,
     }
     given = [text for flag, value in wanted.items() if value is not None for text in (flag, str(value))]
