@@ -147,7 +147,7 @@ def test_divergence_is_torchs() -> None:
 
 def layer(name: str, kl: float, saved: float) -> LayerDamage:
     scores = Scores(kl=kl, cosine=1.0, disagreement=0.0, disagreement_interval=(0.0, 0.0))
-    return LayerDamage(name=name, source=name, operator="Conv", scores=scores, saved=saved)
+    return LayerDamage(name=name, source=name, operator="Conv", weight="", scores=scores, saved=saved)
 
 
 class Additive:

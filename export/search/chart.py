@@ -24,7 +24,8 @@ def draw(record: Sensitivity, path: Path) -> None:
     damage, saved = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     places = range(count)
     values = [max(layer.scores.kl, FLOOR) for layer in record.layers]
-    damage.barh(places, values, left=min(values) / 3, color=DAMAGE, height=0.7)
+    start = min(values) / 3
+    damage.barh(places, [value - start for value in values], left=start, color=DAMAGE, height=0.7)
     damage.set_xscale("log")
     damage.xaxis.set_major_locator(LogLocator(numticks=8))
     damage.set_xlabel("damage: KL(fp32 || int8), nats, log scale")
@@ -33,7 +34,7 @@ def draw(record: Sensitivity, path: Path) -> None:
     saved.axvline(0, color="#222222", lw=0.8)
     unit = "microseconds a run" + (", estimated" if not record.costs else "")
     saved.set_xlabel(f"time that int8 saves, {unit}")
-    damage.set_yticks(places, [layer.name for layer in record.layers], fontsize=8)
+    damage.set_yticks(places, [f"{layer.name}  {layer.weight}".strip() for layer in record.layers], fontsize=8)
     damage.set_ylim(count - 0.4, -0.6)
     for axes in (damage, saved):
         axes.set_axisbelow(True)

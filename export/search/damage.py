@@ -63,8 +63,13 @@ def _measure(subject: Subject, basis: Basis, count: int) -> list[LayerDamage]:
     with subject.judge(count) as judge, cli.progress() as bars:
 
         def measure(layer: Layer) -> LayerDamage:
-            scores = judge(quantizer.alone(layer))
-            return LayerDamage(name=layer.name, source=layer.source, operator=layer.operator, scores=scores)
+            return LayerDamage(
+                name=layer.name,
+                source=layer.source,
+                operator=layer.operator,
+                weight=layer.weight,
+                scores=judge(quantizer.alone(layer)),
+            )
 
         return [
             journal.get(layer.name, functools.partial(measure, layer))

@@ -29,6 +29,7 @@ class Layer:
     name: str  # in the quantized file, whatever is chosen for it
     source: str | None  # in the fp32 file; None for a node that the preparation has made
     operator: str
+    weight: str  # the name of its weight; empty for a layer without one
 
 
 class Quantizer:
@@ -75,8 +76,14 @@ class Quantizer:
         first = {node.op_type: node.name for node in reversed(free)}
         starting = {operator for operator, name in first.items() if self._starts(name)}
         origins = counterparts(self.prepared.graph, source)
+        stored = {tensor.name for tensor in self.prepared.graph.initializer}
         return tuple(
-            Layer(name=node.name, source=origins[node.name], operator=node.op_type)
+            Layer(
+                name=node.name,
+                source=origins[node.name],
+                operator=node.op_type,
+                weight=next((name for name in node.input if name in stored), ""),
+            )
             for node in free
             if node.op_type in starting
         )

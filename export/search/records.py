@@ -41,6 +41,7 @@ class LayerDamage(Struct, frozen=True, kw_only=True):
     name: str  # of the node in the quantized file
     source: str | None  # of the node in the fp32 file, where it has one
     operator: str
+    weight: str  # the name of its weight, which tells where in the model it stands; empty without one
     scores: Scores
     saved: float = 0.0  # seconds a run; negative where int8 is slower
     estimated: bool = True  # whether `saved` rests on FLOPs and bytes rather than on measured times

@@ -8,9 +8,9 @@ import math
 
 from export.search.records import LayerDamage, Search, Sensitivity
 
-COLUMNS = ("layer", "operator", ">KL, nats", ">agree", ">cosine", ">saved", ">KL / ms saved")
+COLUMNS = ("layer", "weight", "operator", ">KL, nats", ">agree", ">cosine", ">saved", ">KL / ms saved")
 CSV_COLUMNS = (
-    "layer", "source", "operator", "kl_nats", "agreement_percent", "cosine", "saved_seconds", "estimated",
+    "layer", "weight", "source", "operator", "kl_nats", "agreement_percent", "cosine", "saved_seconds", "estimated",
     "kl_per_second_saved",
 )  # fmt: skip
 
@@ -34,6 +34,7 @@ def _row(layer: LayerDamage) -> tuple[str, ...]:
     scores = layer.scores
     return (
         layer.name,
+        layer.weight or "-",
         layer.operator,
         f"{scores.kl:.2e}",
         f"{100 - scores.disagreement:.1f}%",
@@ -47,8 +48,8 @@ def _values(layer: LayerDamage) -> tuple[object, ...]:
     scores = layer.scores
     rate = "" if math.isinf(layer.rate) else layer.rate
     return (
-        layer.name, layer.source or "", layer.operator, scores.kl, 100 - scores.disagreement, scores.cosine,
-        layer.saved, layer.estimated, rate,
+        layer.name, layer.weight, layer.source or "", layer.operator, scores.kl, 100 - scores.disagreement,
+        scores.cosine, layer.saved, layer.estimated, rate,
     )  # fmt: skip
 
 
