@@ -45,20 +45,28 @@ from trainers.serving import peak_bytes
 SUFFIXES = {"torch": (".safetensors",), "onnx": (".onnx",), "openvino": (".xml", ".bin")}  # by kind of artifact
 
 
+def settled(job: Job, variant: Variant) -> Variant:
+    """The variant with all that the job decides; for its calibration method all of them may have to be tried."""
+    variant = complete(job, variant)
+    if variant.calibration is None or variant.calibration.method != AUTO:
+        return variant
+    return msgspec.structs.replace(variant, calibration=_best_method(job, variant, variant.calibration))
+
+
 def _best_method(job: Job, variant: Variant, asked: Calibration) -> Calibration:
     """Try every calibration method on held-out images; the closest to the float parent is taken."""
-    parent, _ = _source(job, variant)
+    parent, _ = source(job, variant)
     tried = calibration.try_methods(
         methods(variant.target),
         variant,
         job.folder / parent.file.path,
-        functools.partial(_conversion, job, variant),
+        functools.partial(conversion, job, variant),
         calibration.held_out(job.data, job.checkpoint.preprocess),
     )
     return calibration.decided(asked, tried)
 
 
-def _conversion(job: Job, variant: Variant, method: str) -> Conversion:
+def conversion(job: Job, variant: Variant, method: str) -> Conversion:
     """What the variant's conversion may use."""
     calibrated = PRECISIONS[variant.precision].calibrated
     stream = functools.partial(calibration.stream, batch=variant.batch, dtype=variant.input_dtype)
@@ -76,9 +84,7 @@ def export(job: Job, variant: Variant) -> Artifact:
     A variant beyond its tolerance is recorded with `parity.passed` false, in the folder `failed`. Raises UserError
     when the exporter or the engine refuses the model, CheckFailed when the file or its parent is invalid.
     """
-    variant = complete(job, variant)
-    if variant.calibration is not None and variant.calibration.method == AUTO:
-        variant = msgspec.structs.replace(variant, calibration=_best_method(job, variant, variant.calibration))
+    variant = settled(job, variant)
     name = variant.name(job.checkpoint.model)
     reused = find_made(job, variant)
     if reused is not None:
@@ -164,9 +170,9 @@ def _write(job: Job, variant: Variant, path: Path) -> tuple[tuple[Parent, ...], 
     if PRECISIONS[variant.precision].module is None:
         plain = _parent(job, msgspec.structs.replace(variant, rewrites=(), input_dtype="float32"))
         return (origin, _edge("fp32", plain)), _rewrite(job.folder / plain.file.path, path, variant.rewrites)
-    parent, edges = _source(job, variant)
+    parent, edges = source(job, variant)
     method = variant.calibration.method if variant.calibration else "minmax"
-    convert(variant.precision, job.folder / parent.file.path, path, _conversion(job, variant, method))
+    convert(variant.precision, job.folder / parent.file.path, path, conversion(job, variant, method))
     return (origin, *edges), parent.rewrites
 
 
@@ -179,7 +185,7 @@ def export_module(job: Job, variant: Variant, path: Path) -> None:
     write_onnx(variant.exporter, module, path, request)
 
 
-def _source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
+def source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
     """The verified fp32 file that a conversion starts from, rewritten where that changes anything; and its ancestry."""
     bare = msgspec.structs.replace(variant, precision="fp32", target=None, calibration=None, kept=(), rewrites=())
     plain = _parent(job, bare)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
-from onnxruntime.quantization.registry import QDQRegistry
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from export.pixels import normalising
 from export.precision import OPENVINO, int8_openvino, ranges
@@ -53,15 +53,13 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
         return
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
         prepared, observed = prepare(source, Path(folder)), Path(folder) / "ranges.json"
-        model = onnx.load(prepared)
-        unknown = set(conversion.kept) - {node.name for node in model.graph.node}
+        graph = onnx.load(prepared).graph
+        unknown = set(conversion.kept) - {node.name for node in graph.node}
         if unknown:
             raise ValueError(f"no node is named {', '.join(sorted(unknown))}")
-        settings, excluded = placement(model.graph, conversion.target)
+        settings, excluded = placement(graph, conversion.target)
         kept = [*excluded, *conversion.kept]
-        free = "OpTypesToExcludeOutputQuantization" in settings["extra_options"]
-        tensors = ranges.activations(model, settings["op_types_to_quantize"], kept, outputs=not free)
-        save_tensors_data(_ranges(model, tensors, conversion), observed)
+        save_tensors_data(observe(prepared, settings, kept, conversion), observed)
         quantize_static(
             str(prepared),
             str(destination),
@@ -92,7 +90,7 @@ def prepare(source: Path, folder: Path) -> Path:
 
 def placement(graph: onnx.GraphProto, target: str) -> tuple[dict[str, Any], list[str]]:
     """The quantizer's settings for a prepared graph, and the nodes that no assignment may quantize."""
-    settings = {"op_types_to_quantize": list(QDQRegistry), **PLACEMENTS[target]}
+    settings = {"op_types_to_quantize": [*QDQRegistry, *QLinearOpsRegistry], **PLACEMENTS[target]}
     if any(node.op_type == "LayerNormalization" for node in graph.node):
         # A norm over (C, H, W) has no channel axis to quantize along; such graphs keep all but the matrix products in
         # float.
@@ -100,8 +98,12 @@ def placement(graph: onnx.GraphProto, target: str) -> tuple[dict[str, Any], list
     return settings, normalising(graph) + (without_integer_kernel(graph) if target == "cpu" else [])
 
 
-def _ranges(model: onnx.ModelProto, tensors: list[str], conversion: Conversion) -> TensorsData:
+def observe(prepared: Path, settings: dict[str, Any], kept: list[str], conversion: Conversion) -> TensorsData:
+    """The range of every activation that is to be quantized, seen on the calibration images."""
     assert conversion.images is not None, "int8 is calibrated"
+    model = onnx.load(prepared)
+    free = "OpTypesToExcludeOutputQuantization" in settings["extra_options"]
+    tensors = ranges.activations(model, settings["op_types_to_quantize"], kept, outputs=not free)
     observed = ranges.observe(model, tensors, conversion.images(), histograms=conversion.method != "minmax")
     found = {name: seen.range(conversion.method) for name, seen in observed.items()}
     pairs = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
