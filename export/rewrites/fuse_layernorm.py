@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from export.rewrites.nodes import (
     array,
@@ -49,6 +50,7 @@ def apply(model: ir.Model) -> int:
     count = 0
     while norm := next(_find(model.graph), None):  # anew each time: the result of one may be the x of the next
         _fuse(norm)
+        RemoveUnusedNodesPass()(model)  # what is left of it would match again
         count += 1
     return count
 
