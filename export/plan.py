@@ -62,7 +62,7 @@ def plan_file(wish: Wish, asked_batch: int | None) -> list[Variant]:
     Raises UserError for a choice that its exporter has already made.
     """
     wrong = {
-        f"--exporter {wish.exporter}": wish.exporter != "auto",
+        f"--exporter {wish.exporter}": wish.exporter != Wish.exporter,  # the default
         f"--gelu {wish.gelu}": wish.gelu != "exact",
         "--functions": wish.functions,
         f"--batch {asked_batch}": asked_batch not in (None, wish.batch),
