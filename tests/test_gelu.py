@@ -166,7 +166,7 @@ def test_what_is_no_activation_is_refused(own: Path, name: str, says: str) -> No
 
 
 def test_a_file_runs_only_where_it_is_named(own: Path) -> None:
-    with pytest.raises(UserError, match=r"--gelu PATH/unnamed\.py:soft"):
+    with pytest.raises(UserError, match=r"--model\) PATH/unnamed\.py:soft"):
         activations.make("unnamed.py:soft@12345678")
     with pytest.raises(UserError, match="which of its functions"):
         activations.parse(str(own))

@@ -56,7 +56,7 @@ def _errors(axes: Axes, study: Study, rows: list[Row]) -> None:
     axes.set_ylabel("activation - GELU")
     axes.set_title(f"{study.model}: error over the inputs seen", loc="left")
     axes.grid(color="#eeeeee")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
 
 
 def _ends(points: tuple[float, ...], density: tuple[float, ...]) -> tuple[float, float]:

@@ -17,8 +17,6 @@ from torch import nn
 from export.activations_graph import replace_gelu
 from trainers.manifest import UserError
 
-UNKNOWN = "TensorRT fuses on the GPU that it builds for: not known from the file"
-
 
 def without_activation(source: Path, destination: Path) -> int:
     """Write the exact file without its GELUs; returns how many there were. Raises UserError when there is none."""

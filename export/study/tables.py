@@ -6,11 +6,11 @@ import csv
 import io
 from collections.abc import Sequence
 
-from export.study.engines import UNKNOWN as TENSORRT
 from export.study.record import PERCENTILES, Accuracy, Layer, Row, Study
 from trainers import cli
 
 NONE = "-"
+TENSORRT = "TensorRT fuses on the GPU that it builds for: not known from the file"
 WORTH = ("activation", ">max error", ">at x", ">mean error", ">logits max", ">logits mean", ">agree", ">top-1",
          ">drop [95%], points", ">p")  # fmt: skip
 TUNED = (">tuned top-1", ">drop [95%] from exact, tuned", ">p ")
