@@ -68,8 +68,8 @@ def _candidate(job: Job, variant: Variant, scratch: Path, images: list[np.ndarra
         export_module(job, variant, path)
         seconds = time.perf_counter() - began
         logits, single = parity.run(path, images, variant.batch)
-    except UserError as error:
-        return Candidate(exporter=variant.exporter, reason=str(error), seconds=time.perf_counter() - began)
+    except UserError as refusal:
+        return Candidate(exporter=variant.exporter, reason=str(refusal), seconds=time.perf_counter() - began)
     job.exported[variant] = path
     error = _error(np.concatenate([logits, single]), np.concatenate([expected, expected[: len(single)]]))
     tolerance = PRECISIONS["fp32"].tolerance.error
