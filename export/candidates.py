@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from export import parity, reference
+from export import graph, parity, reference
 from export.choice import Candidate, Choice, choose, said
 from export.exporters import EXPORTERS, data_path
 from export.job import Job
 from export.pipeline import export_module
 from export.precision import PRECISIONS
 from export.variant import Variant
-from trainers.manifest import UserError
+from trainers.manifest import CheckFailed, UserError
 
 
 def settle(job: Job, variant: Variant, stack: contextlib.ExitStack) -> Choice:
@@ -50,8 +50,9 @@ def _candidate(job: Job, variant: Variant, scratch: Path, images: list[np.ndarra
     try:
         export_module(job, variant, path)
         seconds = time.perf_counter() - began
+        graph.finish(path, path.stem, job.checkpoint)  # without dynamo's stack traces, which would count as its size
         logits, single = parity.run(path, images, variant.batch)
-    except UserError as refusal:
+    except (UserError, CheckFailed) as refusal:
         return Candidate(exporter=variant.exporter, reason=str(refusal), seconds=time.perf_counter() - began)
     job.exported[variant] = path
     error = _error(np.concatenate([logits, single]), np.concatenate([expected, expected[: len(single)]]))

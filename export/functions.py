@@ -29,9 +29,7 @@ def activations(module: nn.Module) -> dict[str, str]:
     return {
         path: type(part).__name__
         for path, part in module.named_modules()
-        if not any(part.children())
-        and not any(part.parameters())
-        and not any(part.buffers())
+        if not [*part.children(), *part.parameters(), *part.buffers()]
         and (isinstance(part, nn.GELU) or not type(part).__module__.startswith("torch."))
     }
 

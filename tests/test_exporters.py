@@ -86,9 +86,8 @@ def test_the_chosen_file_is_recorded_with_its_choice_and_not_exported_again(
     one = job(tmp_path, "simplecnn")
     variant = Variant()
     choice = candidates.settle(one, variant, tmp_path)
-    assert {c.exporter: c.operators for c in choice.candidates} == {
-        exporter: {"Conv": 1, "Flatten": 1, "Gemm": 1, "Relu": 1} for exporter in ("dynamo", "eager")
-    }
+    found = {c.exporter: (c.nodes, c.operators["Conv"], c.operators["Gemm"]) for c in choice.candidates}
+    assert found == dict.fromkeys(("dynamo", "eager"), (4, 1, 1))
     assert choice.chosen == "dynamo"  # equal but for metadata
     monkeypatch.setattr("export.pipeline.write_onnx", lambda *_: pytest.fail("exported again"))
     artifact = export(one, variant)
