@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +32,10 @@ examples:
   python -m export resnet18                         fp32 ONNX, verified on 1,000 test images
   python -m export convnext --quantize              and static int8, placed for this machine
   python -m export convnext --quantize fp16 --gelu tanh --exporter both
-  python -m export convnext --all                   change one factor at a time: about 16 files
+  python -m export convnext --all                   change one factor at a time: about 19 files
   python -m export simplecnn --train --quantize     train a short checkpoint first if there is none
   python -m export resnet18 --quantize --target tensorrt --calibration-data my-images/
+  python -m export resnet18 --quantize --target openvino --calibration-method auto --input-dtype uint8
   python -m export simplecnn-qat                    int8 as python -m trainers simplecnn --qat trained it
 
 Exit status 1: a file was made, but is further from PyTorch than its precision allows; it lies in
@@ -148,6 +150,8 @@ def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.model is None and arguments.checkpoint is None:
         raise UserError(f"name a model ({', '.join(models.names())}); for example: python -m export resnet18")
     wanted = arguments.quantize.split(",") if arguments.quantize else []
+    if "int8" in wanted and arguments.target is None and importlib.util.find_spec("nncf") and not gpu():
+        print("hint: --target openvino makes the int8 file for OpenVINO, which is installed here", file=sys.stderr)
     return tuple(cli.choose(name, QUANTIZED, "precision") for name in wanted)
 
 
