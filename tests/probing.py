@@ -30,7 +30,8 @@ def compiles(path: Path, architecture: str) -> str:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(path)):
-        return " ".join(parser.get_error(0).desc().split())
+        error = parser.get_error(0)
+        return f"its parser: {error.code().name} {error.node_operator()}"
     config = builder.create_builder_config()
     config.num_compute_capabilities = 1
     config.set_compute_capability(getattr(trt.ComputeCapability, architecture), 0)
@@ -53,9 +54,11 @@ def runs(path: Path, runner: str, reference: Path) -> str:
     known = Reference.load(reference)
     if found.record.variant.input_dtype == "uint8":
         known = known.as_pixels(found.record.preprocess)
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort
+
     try:
         session = backend.load(found, device="cpu", threads=1, batch=batch, options={})
-    except (BackendError, RuntimeError) as error:  # what ONNX Runtime and OpenVINO raise derives from RuntimeError
+    except (BackendError, RuntimeError, ort.NotImplemented, ort.Fail, ort.InvalidGraph, ort.InvalidArgument) as error:
         return explain(error)
     reason = judge(answers(session, known.images, batch), known, found.record).reason
     session.close()

@@ -33,6 +33,9 @@ SMALL = {"convnext": {"size": 32}}  # the same graph as at 224 pixels, a fiftiet
 REFUSED: dict[tuple[str, str | None, str], str] = {
     ("bf16", None, "onnxruntime"): "Could not find an implementation for Conv(22)",
     ("int8", "openvino", "onnxruntime"): ANOTHER_FORMAT,
+    ("fp8", "tensorrt", "SM86"): "no way to build",  # it has no such units
+    # What ONNX Runtime quantizes dynamically has no counterpart in TensorRT.
+    **{("int8-dynamic", None, name): "DynamicQuantizeLinear" for name in ARCHITECTURES},
     **{("int8", "openvino", name): ANOTHER_FORMAT for name in ARCHITECTURES},
 }
 
