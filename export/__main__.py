@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from export import rewrites
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS, TORCH
-from export.precision import AUTO, METHODS, PRECISIONS
+from export.precision import AUTO, METHODS, PRECISIONS, require
 from export.variant import OPSET
 from trainers import cli, models
 from trainers.manifest import CheckFailed, UserError, gpu
@@ -149,6 +149,7 @@ def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
         )
     if arguments.model is None and arguments.checkpoint is None:
         raise UserError(f"name a model ({', '.join(models.names())}); for example: python -m export resnet18")
+    require(arguments.target, arguments.calibration_method)
     wanted = arguments.quantize.split(",") if arguments.quantize else []
     if "int8" in wanted and arguments.target is None and importlib.util.find_spec("nncf") and not gpu():
         print("hint: --target openvino makes the int8 file for OpenVINO, which is installed here", file=sys.stderr)

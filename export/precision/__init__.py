@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.manifest import CheckFailed
+from trainers.manifest import CheckFailed, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -127,6 +127,17 @@ def placements(name: str) -> tuple[str | None, ...]:
 def methods(target: str | None) -> tuple[str, ...]:
     """The ways to set activation ranges for an engine: NNCF, which quantizes for OpenVINO, knows no entropy."""
     return tuple(method for method in METHODS if (target, method) != (OPENVINO, "entropy"))
+
+
+def require(target: str | None, method: str) -> None:
+    """Raise UserError where a target cannot be quantized for here, or not with that calibration method."""
+    if target == OPENVINO and importlib.util.find_spec("nncf") is None:
+        raise UserError('--target openvino needs NNCF, which is not installed; pip install -e ".[openvino]"')
+    if method not in (*methods(target), AUTO):
+        raise UserError(
+            f"--calibration-method {method}: NNCF, which quantizes for OpenVINO, has no such method; choose "
+            f"{', '.join(methods(target))} or {AUTO}"
+        )
 
 
 def requested(name: str, attested: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
