@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from export.artifact import Tensor
+from export.pixels import PREFIX
 from trainers.checkpoint import Checkpoint
 from trainers.manifest import CheckFailed
 
@@ -69,6 +70,8 @@ def weight_types(model: onnx.ModelProto) -> dict[str, dict[str, int]]:
         if node.op_type in passing and node.input[0] in stored:
             stored[node.output[0]] = stored[node.input[0]]
     for node in model.graph.node:
+        if node.name.startswith(PREFIX):  # numbers of the preprocessing
+            continue
         if node.op_type in passing or len(node.input) < 2 or node.input[1] not in stored:
             continue
         kind = onnx.TensorProto.DataType.Name(stored[node.input[1]]).lower()

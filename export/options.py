@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ from export.activations import ACTIVATIONS
 from export.activations import parse as parse_gelu
 from export.exporters import EXPORTERS, TORCH
 from export.foreign import LOWEST_OPSET
-from export.precision import AUTO, METHODS, PRECISIONS
+from export.precision import AUTO, METHODS, PRECISIONS, require
 from export.search import AUTO as SEARCHED
 from export.search import flags
 from export.variant import OPSET
@@ -39,6 +41,7 @@ examples:
   python -m export nets.py:make --weights best.pt --input 3x160x96
   python -m export path/to/model.onnx --quantize    without PyTorch: judged against the file itself
   python -m export resnet18 --quantize --target tensorrt --calibration-data my-images/
+  python -m export resnet18 --quantize --target openvino --calibration-method auto --input-dtype uint8
   python -m export resnet18 --quantize auto --max-drop 0.2       leaves in float what int8 would damage
   python -m export simplecnn-qat                    int8 as python -m trainers simplecnn --qat trained it
 
@@ -158,7 +161,10 @@ def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
         )
     if arguments.model is None and arguments.checkpoint is None:
         raise UserError(f"name a model ({', '.join(models.names())}); for example: python -m export resnet18")
+    require(arguments.target, arguments.calibration_method)
     wanted = arguments.quantize.split(",") if arguments.quantize else []
+    if "int8" in wanted and arguments.target is None and importlib.util.find_spec("nncf") and not gpu():
+        print("hint: --target openvino makes the int8 file for OpenVINO, which is installed here", file=sys.stderr)
     chosen = [cli.choose(name, QUANTIZED, "precision") for name in wanted]
     if SEARCHED in chosen and (arguments.all or arguments.grid):
         raise UserError("--quantize auto searches one placement; leave --all and --grid out")

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS, ONNX, TORCH
-from export.precision import CONVERTED, PRECISIONS, QAT
+from export.precision import CONVERTED, PRECISIONS, QAT, placements
 from export.variant import OPSET, Variant, usual_rewrites
 from trainers.manifest import UserError
 
@@ -127,14 +127,14 @@ def _one_at_a_time(wish: Wish, has_gelu: bool) -> list[Variant]:
     chosen += [_onnx(wish, gelu=gelu) for gelu in gelus]
     chosen += [_onnx(wish, precision=precision, target=wish.target) for precision in CONVERTED]
     chosen += [_onnx(wish, gelu=gelu, precision="int8", target=wish.target) for gelu in gelus]
-    chosen += [_onnx(wish, precision=name, target=target) for name in CONVERTED for target in PRECISIONS[name].targets]
+    chosen += [_onnx(wish, precision=name, target=target or "cpu") for name in CONVERTED for target in placements(name)]
     return chosen
 
 
 def _grid(wish: Wish, has_gelu: bool) -> list[Variant]:
     """Every exporter with every GELU, precision and target."""
     gelus = tuple(ACTIVATIONS) if has_gelu else ("exact",)
-    placed = [(name, target) for name in CONVERTED for target in PRECISIONS[name].targets or ("cpu",)]
+    placed = [(name, target or "cpu") for name in CONVERTED for target in placements(name)]
     return [_torch(gelu) for gelu in gelus] + [
         _onnx(wish, exporter, gelu, precision, target)
         for exporter, gelu, (precision, target) in product(wish.exporters, gelus, placed)

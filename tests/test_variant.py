@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS
 from export.plan import Wish, plan, plan_trained
-from export.precision import CONVERTED
-from export.variant import Variant
+from export.rewrites import default
+from export.variant import Calibration, Variant
 from trainers.manifest import UserError
 
 
@@ -32,11 +34,31 @@ def test_the_name_says_what_differs() -> None:
 
 def test_all_changes_one_factor_at_a_time() -> None:
     names = [variant.name("convnext") for variant in plan(Wish(all=True), has_gelu=True)]
-    assert len(names) == len(set(names)) == 15
+    assert len(names) == len(set(names)) == 18 + (importlib.util.find_spec("nncf") is not None)
     expected = [f"convnext-{exporter}-exact-fp32" for exporter in EXPORTERS]
     expected += [f"convnext-dynamo-{gelu}-{precision}" for gelu in ACTIVATIONS for precision in ("fp32", "int8")]
-    expected += [f"convnext-dynamo-exact-{precision}" for precision in CONVERTED]
+    expected += [f"convnext-dynamo-exact-{precision}" for precision in ("fp16", "bf16", "int8", "int8-dynamic")]
+    expected += [f"convnext-dynamo-exact-{precision}-tensorrt" for precision in ("int8", "int8-fp16", "fp8")]
     assert set(expected) <= set(names)
+
+
+def test_a_precision_with_one_engine_is_placed_for_it_whatever_the_target() -> None:
+    variants = plan(Wish(precisions=("int8", "fp8"), target="openvino", input_dtype="uint8"), has_gelu=False)
+    assert [variant.name("m") for variant in variants] == [
+        "m-torch-exact-fp32", "m-dynamo-exact-fp32-uint8", "m-dynamo-exact-int8-openvino-uint8",
+        "m-dynamo-exact-fp8-tensorrt-uint8",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="float32 input"):
+        plan(Wish(exporter="torch", input_dtype="uint8"), has_gelu=False)
+
+
+def test_a_calibration_method_is_part_of_the_name() -> None:
+    how = Calibration(method="entropy", images=8, source="s", sha256="")
+    assert (
+        Variant(precision="int8", target="cpu", rewrites=default("cpu"), calibration=how)
+        .name("m")
+        .endswith("int8-entropy")
+    )
 
 
 def test_a_model_without_gelu_has_no_gelu_variants() -> None:

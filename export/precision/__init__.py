@@ -7,11 +7,12 @@ command line, the plan and the contract tests know. A checkpoint trained with `-
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainers.manifest import CheckFailed
+from trainers.manifest import CheckFailed, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -87,7 +88,12 @@ PRECISIONS: dict[str, Precision] = {
         size_ratio=0.25,
         graph="basic",  # the fusions beyond know no pairs but int8 ones
     ),
-    "int8-dynamic": Precision(module="int8_dynamic", tolerance=Tolerance(cosine=0.98, drop=1.0), size_ratio=0.25),
+    "int8-dynamic": Precision(
+        module="int8_dynamic",
+        tolerance=Tolerance(cosine=0.98, drop=1.0),
+        operators=("Conv", "Gemm", "MatMul", "ConvInteger", "MatMulInteger"),
+        size_ratio=0.25,
+    ),
     # Judged against the fake-quantized module, which rounds at the same places: what is left is the order of sums and,
     # in ONNX Runtime, biases rounded to int32.
     "int8-qat": Precision(
@@ -112,9 +118,26 @@ class Conversion:
     kept: tuple[str, ...] = ()
 
 
+def placements(name: str) -> tuple[str | None, ...]:
+    """The targets that can be quantized for here: OpenVINO's files need NNCF. (None,) for one form for all."""
+    able = importlib.util.find_spec("nncf") is not None
+    return tuple(target for target in PRECISIONS[name].targets if able or target != OPENVINO) or (None,)
+
+
 def methods(target: str | None) -> tuple[str, ...]:
     """The ways to set activation ranges for an engine: NNCF, which quantizes for OpenVINO, knows no entropy."""
     return tuple(method for method in METHODS if (target, method) != (OPENVINO, "entropy"))
+
+
+def require(target: str | None, method: str) -> None:
+    """Raise UserError where a target cannot be quantized for here, or not with that calibration method."""
+    if target == OPENVINO and importlib.util.find_spec("nncf") is None:
+        raise UserError('--target openvino needs NNCF, which is not installed; pip install -e ".[openvino]"')
+    if method not in (*methods(target), AUTO):
+        raise UserError(
+            f"--calibration-method {method}: NNCF, which quantizes for OpenVINO, has no such method; choose "
+            f"{', '.join(methods(target))} or {AUTO}"
+        )
 
 
 def requested(name: str, attested: Mapping[str, Mapping[str, int]]) -> dict[str, str]:

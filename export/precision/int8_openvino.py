@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.precision import OPENVINO, methods
-from trainers.manifest import UserError
+from export.precision import OPENVINO, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,16 +30,15 @@ OUTLIERS = 1e-4  # share of the values beyond each end of a range, for `percenti
 def convert(source: Path, destination: Path, conversion: Conversion) -> None:
     """Quantize an fp32 ONNX file into `destination` (.xml) and the .bin beside it.
 
-    Raises UserError when OpenVINO or NNCF is missing, or NNCF has no such calibration.
+    Raises UserError when OpenVINO or NNCF is missing, or NNCF has no such calibration method.
     """
     assert conversion.images is not None, "int8 is calibrated"
-    if conversion.method not in methods(OPENVINO):
-        raise UserError(
-            f"--calibration-method {conversion.method}: NNCF, which quantizes for OpenVINO, has no such method; choose "
-            "minmax or percentile"
-        )
+    require(OPENVINO, conversion.method)
+    os.environ.setdefault("NNCF_CI", "1")  # or it reports its use over the network
     with _quiet():
-        nncf, openvino = _engine()
+        import nncf
+        import openvino
+
         quantized = nncf.quantize(
             openvino.Core().read_model(source),
             nncf.Dataset(_Anew(conversion)),
@@ -63,16 +61,6 @@ class _Anew:
     def __iter__(self) -> Iterator[np.ndarray]:
         assert self._conversion.images is not None
         return self._conversion.images()
-
-
-def _engine() -> tuple[Any, Any]:
-    os.environ.setdefault("NNCF_CI", "1")  # or it reports its use over the network
-    try:
-        import nncf
-        import openvino
-    except ImportError as error:
-        raise UserError(f'--target openvino needs {error.name}; pip install -e ".[openvino]"') from None
-    return nncf, openvino
 
 
 def _estimator(method: str) -> Any:

@@ -56,7 +56,7 @@ def pick(target: str | None, artifacts: Path) -> Path:
     """The file meant: one named by its path, a model's newest ONNX file, or the newest of all."""
     if target is not None and Path(target).is_file():
         return Path(target)
-    if target is not None and Path(target).suffix in (".onnx", ".safetensors"):
+    if target is not None and Path(target).suffix in (".onnx", ".safetensors", ".xml"):
         raise UserError(f"{target}: no such file; list what there is with: ls {Path(target).parent}")
     paths = artifacts.glob("*/*.onnx") if target is None else (artifacts / target).glob("*.onnx")
     newest = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
