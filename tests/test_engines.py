@@ -36,6 +36,8 @@ REFUSED: dict[tuple[str, str | None, str], str] = {
     ("fp8", "tensorrt", "SM86"): "no way to build",  # it has no such units
     # What ONNX Runtime quantizes dynamically has no counterpart in TensorRT.
     **{("int8-dynamic", None, name): "DynamicQuantizeLinear" for name in ARCHITECTURES},
+    # Zero points and int32 biases, which ONNX Runtime's integer kernels need, are what TensorRT does not take.
+    **{("int8", "cpu", name): "INVALID_NODE DequantizeLinear" for name in ARCHITECTURES},
     **{("int8", "openvino", name): ANOTHER_FORMAT for name in ARCHITECTURES},
 }
 
