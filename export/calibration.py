@@ -90,7 +90,7 @@ def try_methods(
             convert(variant.precision, parent, path, conversion(method))
             answers = logits(path, (variant.precision, variant.target))
             tried.append(
-                Tried(method=method, divergence=divergence(expected, answers),
+                Tried(method=method, divergence=parity.divergence(expected, answers),
                       agreement=100 * float((answers.argmax(1) == expected.argmax(1)).mean()), images=len(answers))
             )  # fmt: skip
     return tuple(sorted(tried, key=lambda one: one.divergence))
@@ -99,17 +99,3 @@ def try_methods(
 def decided(asked: Calibration, tried: tuple[Tried, ...]) -> Calibration:
     """The calibration with the best of the methods that were tried."""
     return msgspec.structs.replace(asked, method=tried[0].method, tried=tried)
-
-
-def divergence(expected: np.ndarray, answers: np.ndarray) -> float:
-    """The mean Kullback-Leibler divergence, in nats, of softmax(`answers`) from softmax(`expected`), both (N, classes).
-
-    Never below zero but for rounding; NaN where a logit is not finite.
-    """
-    p, q = _log_softmax(expected), _log_softmax(answers)
-    return float((np.exp(p) * (p - q)).sum(1).mean())
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

@@ -116,6 +116,21 @@ def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a * b).sum(1) / np.maximum(norms, 1e-30)).mean())
 
 
+def divergence(expected: np.ndarray, answers: np.ndarray) -> float:
+    """The mean Kullback-Leibler divergence, in nats, of softmax(`answers`) from softmax(`expected`), both (N, classes).
+
+    NaN where a logit is not finite.
+    """
+    p, q = _log_softmax(expected), _log_softmax(answers)
+    return float(np.maximum((np.exp(p) * (p - q)).sum(1).mean(), 0.0))  # below zero only by rounding
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    difference: np.ndarray = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return difference
+
+
 def paired_drop(before: np.ndarray, after: np.ndarray) -> tuple[float, tuple[float, float]]:
     """Points of accuracy lost between two vectors of hits on the same images, with the paired 95% interval.
 

@@ -19,10 +19,10 @@ from commands import expect_refusal, run, succeed
 
 from export.artifact import Artifact
 from export.costs import Costs, LayerCost
+from export.parity import divergence
 from export.precision import Conversion, convert, int8
 from export.search.assign import assign, most_trials
 from export.search.journal import Journal
-from export.search.judge import divergence
 from export.search.names import counterparts
 from export.search.quantizer import Quantizer
 from export.search.records import LayerDamage, Scores, Search, Sensitivity

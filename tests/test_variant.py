@@ -28,7 +28,10 @@ def test_no_two_variants_of_the_grid_share_a_name(has_gelu: bool) -> None:
 
 def test_the_name_says_what_differs() -> None:
     assert Variant().name("convnext") == "convnext-dynamo-exact-fp32"
-    full = Variant(exporter="eager", gelu="tanh", precision="int8", target="tensorrt", batch=4, opset=18)
+    usual = usual_rewrites("int8", "tensorrt")
+    full = Variant(
+        exporter="eager", gelu="tanh", precision="int8", target="tensorrt", batch=4, opset=18, rewrites=usual
+    )
     assert full.name("convnext") == "convnext-eager-tanh-int8-tensorrt-b4-opset18"
 
 

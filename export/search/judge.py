@@ -40,7 +40,7 @@ class Judge:
         top, expected = logits.argmax(1), self.logits.argmax(1)
         disagreement, disagreement_interval = parity.paired_drop(np.full(len(top), True), top == expected)
         scores = Scores(
-            kl=divergence(self.logits, logits),
+            kl=parity.divergence(self.logits, logits),
             cosine=parity.mean_cosine(logits, self.logits),
             disagreement=disagreement,
             disagreement_interval=disagreement_interval,
@@ -72,18 +72,6 @@ def open_judge(
             logits=_run(source, prepared, size, target)[:count],
             target=target,
         )
-
-
-def divergence(expected: np.ndarray, found: np.ndarray) -> float:
-    """The mean Kullback-Leibler divergence of two arrays of logits (N, classes), in nats."""
-    p, q = _log_softmax(expected), _log_softmax(found)
-    return max(0.0, float((np.exp(p) * (p - q)).sum(1).mean()))
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    difference: np.ndarray = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return difference
 
 
 def _prepared(path: Path, chosen: Verification, rows: int) -> np.ndarray:
