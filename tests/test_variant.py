@@ -10,7 +10,7 @@ from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS
 from export.plan import Wish, plan, plan_trained
 from export.rewrites import default
-from export.variant import Calibration, Variant
+from export.variant import Calibration, Variant, usual_rewrites
 from trainers.manifest import UserError
 
 
