@@ -39,7 +39,7 @@ def rows(folder: Path, names: list[str], exporters: list[str]) -> Iterator[tuple
         checkpoint = random_checkpoint(folder, name)
         data = open_dataset("synthetic", shape=checkpoint.input_shape, num_classes=len(checkpoint.classes))
         place = folder / name
-        job = Job(checkpoint=checkpoint, source=place, folder=place, data=data, calibration_images=32, verify_images=16)
+        job = Job(checkpoint=checkpoint, source=place, folder=place, data=data, calibration_images=32, verify_images=64)
         for exporter in exporters:
             for precision in CONVERTED:
                 for target in placements(precision):
@@ -69,7 +69,7 @@ def markdown(made: list[tuple[str, ...]]) -> str:
     """The document."""
     head = (
         "# Which engine takes which file\n\nMade by `python benchmarks/engines.py`. Files of random weights, verified "
-        "against PyTorch on 16 images (`verified`); TensorRT's columns are its compiler's verdict for that "
+        "against PyTorch on 64 images (`verified`); TensorRT's columns are its compiler's verdict for that "
         "architecture, the engines' columns say whether the loaded file agrees with PyTorch on the reference images.\n"
     )
     lines = [COLUMNS, ["---"] * len(COLUMNS), *made]

@@ -41,9 +41,9 @@ def random_checkpoint(artifacts: Path, model: str, **changes: object) -> Checkpo
     return record
 
 
-def fake_quantized_checkpoint(artifacts: Path, model: str) -> Checkpoint:
+def fake_quantized_checkpoint(artifacts: Path, model: str, **changes: object) -> Checkpoint:
     """The same, prepared for int8: its ranges are those of one batch."""
-    plain, folder = random_checkpoint(artifacts, model), artifacts / model
+    plain, folder = random_checkpoint(artifacts, model, **changes), artifacts / model
     keep(plain, folder / "checkpoint.safetensors", folder)
     how = Quantization(settings=FakeQuantization(), origin=plain.weights.sha256)
     module = qat.prepare(load_model(plain, folder), plain.input_shape, how.settings)

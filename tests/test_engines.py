@@ -52,7 +52,7 @@ def job(folder: Path, model: str, make: Callable[..., Checkpoint] = random_check
     checkpoint = make(folder, model, **SMALL.get(model, {}))
     data = open_dataset("synthetic", shape=checkpoint.input_shape, num_classes=len(checkpoint.classes))
     place = folder / model
-    return Job(checkpoint=checkpoint, source=place, folder=place, data=data, calibration_images=32, verify_images=16)
+    return Job(checkpoint=checkpoint, source=place, folder=place, data=data, calibration_images=32, verify_images=64)
 
 
 def made(folder: Path, model: str, variant: Variant) -> tuple[Path, Artifact]:
@@ -68,7 +68,9 @@ def test_engines_take_it_or_refuse_it_as_published(
     folder: Path, model: str, exporter: str, precision: str, target: str | None
 ) -> None:
     path, _ = made(folder, model, Variant(exporter=exporter, precision=precision, target=target))
-    said = {name: compiles(path, name) for name in ARCHITECTURES}
+    # fp8 is what architectures differ in; the published table has every cell of all three.
+    chosen = ARCHITECTURES if precision == "fp8" or model == "simplecnn" else ("SM89",)
+    said = {name: compiles(path, name) for name in chosen}
     said |= {name: runs(path, name, folder / model / "reference.safetensors") for name in RUNNERS}
     for engine, reason in said.items():
         if NOT_INSTALLED in reason:
@@ -100,11 +102,11 @@ def test_onnxruntime_computes_every_convolution_in_integers(folder: Path, tmp_pa
 def test_tensorrt_builds_what_qat_trained(tmp_path: Path, model: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="install the tensorrt-rtx extra to meet TensorRT's compiler")
     pytest.importorskip("torchao", reason="install the qat extra to prepare a model for quantization-aware training")
-    checkpoint = fake_quantized_checkpoint(tmp_path, model)
+    checkpoint = fake_quantized_checkpoint(tmp_path, model, **SMALL.get(model, {}))
     data = open_dataset("synthetic", shape=checkpoint.input_shape, num_classes=len(checkpoint.classes))
     place = tmp_path / model
     work = Job(checkpoint=checkpoint, source=place, folder=place, data=data, calibration_images=32, verify_images=16)
     artifact = export(work, Variant(precision=QAT, target="tensorrt"))
     assert artifact.parity.passed, artifact.parity.reason
     assert set(artifact.attested["Conv"]) == set(artifact.attested["Gemm"]) == {"int8"}
-    assert compiles(place / artifact.file.path, "SM86") == compiles(place / artifact.file.path, "SM120") == ""
+    assert compiles(place / artifact.file.path, "SM86") == ""

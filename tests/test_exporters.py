@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from export import candidates, exporters, functions, graph, parity, training
 from export.artifact import SAME, Artifact
 from export.choice import Candidate, choose
 from export.exporters import Request, write_onnx
-from export.pipeline import Job, export
+from export.job import Job, recorded_choice
+from export.pipeline import export
 from export.reproduce import compare
 from export.variant import Variant
 from trainers.checkpoint import Checkpoint
@@ -85,17 +87,23 @@ def test_the_chosen_file_is_recorded_with_its_choice_and_not_exported_again(
 ) -> None:
     one = job(tmp_path, "simplecnn")
     variant = Variant()
-    choice = candidates.settle(one, variant, tmp_path)
+    with contextlib.ExitStack() as stack:
+        choice = candidates.settle(one, variant, stack)
+        artifact = _taken(one, variant, monkeypatch)
     found = {c.exporter: (c.nodes, c.operators["Conv"], c.operators["Gemm"]) for c in choice.candidates}
     assert found == dict.fromkeys(("dynamo", "eager"), (4, 1, 1))
     assert choice.chosen == "dynamo"  # equal but for metadata
-    monkeypatch.setattr("export.pipeline.write_onnx", lambda *_: pytest.fail("exported again"))
-    artifact = export(one, variant)
     assert artifact.choice == choice
     assert not artifact.parity.reason
     fresh = job(tmp_path, "simplecnn")
-    assert candidates.settle(fresh, variant, tmp_path) == choice
+    assert recorded_choice(fresh, variant) == choice
     assert export(fresh, variant) == artifact
+
+
+def _taken(one: Job, variant: Variant, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    """The artifact, of the file that the comparison left."""
+    monkeypatch.setattr("export.pipeline.write_onnx", lambda *_: pytest.fail("exported again"))
+    return export(one, variant)
 
 
 def test_a_model_that_one_exporter_cannot_write_goes_through_the_other(tmp_path: Path) -> None:
@@ -240,13 +248,13 @@ def test_both_by_the_command(tmp_path: Path) -> None:
 def test_the_survey_runs_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     command = [
         sys.executable, Path(__file__).parent.parent / "benchmarks" / "survey.py", "--size", "64", "--models",
-        "resnet18,mnasnet0_5,shufflenet_v2_x0_5", "--journal", tmp_path / "rows.jsonl",
+        "squeezenet1_1,shufflenet_v2_x0_5", "--journal", tmp_path / "rows.jsonl",
         "--report", tmp_path / "page.md",
     ]  # fmt: skip
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stdout + first.stderr
-    assert "6 of 6 ok" in first.stdout
-    assert "| torchvision | 3 | 3 | 3 | 3 | 3 |" in (tmp_path / "page.md").read_text()
+    assert "4 of 4 ok" in first.stdout
+    assert "| torchvision | 2 | 2 | 2 | 2 | 2 |" in (tmp_path / "page.md").read_text()
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert all(row["error"] < 2e-3 and row["varies"] > 1e-3 and row["nodes"] > 40 for row in rows)

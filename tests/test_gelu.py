@@ -106,8 +106,7 @@ def test_graph_and_module_swaps_agree(tmp_path: Path, opset: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opset", [17, 20])
-@pytest.mark.parametrize("exporter", ["eager", "dynamo"])
+@pytest.mark.parametrize(("exporter", "opset"), [("eager", 17), ("eager", 20), ("dynamo", 18), ("dynamo", 20)])
 def test_graph_and_module_swaps_agree_for_every_activation(
     tmp_path: Path, own: Path, exporter: str, opset: int
 ) -> None:
@@ -265,7 +264,7 @@ def test_the_study_of_a_small_model(tmp_path: Path, own: Path) -> None:
     first = json.loads(succeed(*ask, "--artifacts", artifacts, "--json").stdout)
     folder = artifacts / "tiny" / "gelu"
     study = Study.load(folder / "gelu.json")
-    assert study.to_document() == first
+    assert json.loads(json.dumps(study.to_document())) == first
     assert [row.name for row in study.rows] == ["exact", "relu", "acts.py:soft"]
     assert study.places == 2
     assert study.seen.whole.values == study.seen.images * 8 * (12 * 12 + 10 * 10)
