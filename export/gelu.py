@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export import activations
-from trainers import cli, models
+from export import activations, options, starting
+from trainers import cli
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
     from export.job import Job
     from export.study.record import Study
-    from trainers.checkpoint import Checkpoint
 
 EXAMPLES = """\
 examples:
@@ -86,48 +85,27 @@ _count.__name__ = "value"
 
 def _job(arguments: argparse.Namespace) -> Job:
     """The checkpoint and its images. Raises UserError when there is none, or when it has no GELU."""
-    from trainers import external
-    from trainers.checkpoint import NAME, Checkpoint, folder_name
-
-    for text in (arguments.model, arguments.factory):
-        if text and external.is_file(text):
-            external.allow(text)
-    folder = arguments.artifacts / folder_name(arguments.model)
-    path = folder / f"{NAME}.json"
-    if not path.is_file():
-        if ":" not in arguments.model:
-            cli.choose(arguments.model, {*models.names(), *_trained(arguments.artifacts)}, "model")
-        raise UserError(f"no checkpoint in {folder}; make one with: python -m trainers {arguments.model}")
-    checkpoint = Checkpoint.load(path)
-    _refuse(checkpoint)
-
-    from export.job import Job
-    from trainers.open import reopen
-
-    data = reopen(
-        checkpoint.data, shape=checkpoint.input_shape, num_classes=len(checkpoint.classes), cache=arguments.cache
-    )
-    return Job(
-        checkpoint=checkpoint, source=folder, folder=folder, data=data, calibration_images=1,
-        verify_images=arguments.images,
+    images = "all" if arguments.images is None else arguments.images
+    job = starting.start(
+        options.arguments_of(
+            arguments.model, model=arguments.factory, artifacts=arguments.artifacts, verify_images=images,
+            cache=arguments.cache,
+        )
     )  # fmt: skip
+    _refuse(job)
+    return job
 
 
-def _trained(artifacts: Path) -> list[str]:
-    return [path.parent.name for path in artifacts.glob("*/checkpoint.json")]
+def _refuse(job: Job) -> None:
+    """Raise UserError for a model whose GELU cannot be swapped, before any image is read."""
+    from export.job import knows_gelu
 
-
-def _refuse(checkpoint: Checkpoint) -> None:
-    """Raise UserError for a model whose GELU cannot be swapped, before any data are read."""
-    import torch
-
-    from trainers.checkpoint import build
-
+    checkpoint = job.checkpoint
+    if job.file is not None:
+        raise UserError("an ONNX file cannot be trained or hooked into; study the checkpoint that it came from")
     if checkpoint.qat is not None:
         raise UserError("a --qat checkpoint is fake-quantized around its GELUs; study the fp32 one that it came from")
-    with torch.device("meta"):
-        module = build(checkpoint)
-    if not activations.has_gelu(module):
+    if not knows_gelu(job):
         raise UserError(f"{checkpoint.model} has no GELU module, so there is nothing to swap; choose another model")
 
 

@@ -129,6 +129,12 @@ def parser() -> cli.Parser:
     return made
 
 
+def arguments_of(model: str, /, **values: object) -> argparse.Namespace:
+    """What `python -m export MODEL` is given with these flags (None: left out), for commands that begin as it does."""
+    given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in values.items() if value is not None]
+    return parser().parse_args([model, *(text for pair in given for text in pair)])
+
+
 def opened(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[Job, list[Variant]]:
     """The job, and the variants asked for; those to be searched as plain int8. Bad flags are refused before any work.
 

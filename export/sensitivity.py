@@ -77,7 +77,7 @@ def _measure(arguments: argparse.Namespace) -> tuple[Sensitivity, Path]:
     from export.search.subject import Subject
 
     with contextlib.ExitStack() as stack:
-        job, variants = options.opened(options.parser().parse_args(_export_flags(arguments)), stack)
+        job, variants = options.opened(_exported(arguments), stack)
         subject = Subject.of(job, variants[-1])
     record, path = rank(subject, arguments.images, prices(subject, arguments.costs))
     write_atomic(path.with_suffix(".csv"), tables.as_csv(record).encode())
@@ -85,20 +85,13 @@ def _measure(arguments: argparse.Namespace) -> tuple[Sensitivity, Path]:
     return record, path
 
 
-def _export_flags(arguments: argparse.Namespace) -> list[str]:
+def _exported(arguments: argparse.Namespace) -> argparse.Namespace:
     """The command line that would export the file whose layers are examined."""
-    wanted = {
-        "--artifacts": arguments.artifacts,
-        "--exporter": arguments.exporter,
-        "--gelu": arguments.gelu,
-        "--target": arguments.target,
-        "--calibration-data": arguments.calibration_data,
-        "--calibration-images": arguments.calibration_images,
-        "--verify-images": arguments.verify_images,
-        "--cache": arguments.cache,
-    }
-    given = [text for flag, value in wanted.items() if value is not None for text in (flag, str(value))]
-    return [arguments.model, "--quantize", "int8", *given]
+    return options.arguments_of(
+        arguments.model, quantize="int8", artifacts=arguments.artifacts, exporter=arguments.exporter,
+        gelu=arguments.gelu, target=arguments.target, calibration_data=arguments.calibration_data,
+        calibration_images=arguments.calibration_images, verify_images=arguments.verify_images, cache=arguments.cache,
+    )  # fmt: skip
 
 
 def _report(record: Sensitivity, path: Path, arguments: argparse.Namespace) -> None:

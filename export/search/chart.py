@@ -32,8 +32,7 @@ def draw(record: Sensitivity, path: Path) -> None:
     times = [1e6 * layer.saved for layer in record.layers]
     saved.barh(places, times, color=[SAVED if time >= 0 else SLOWER for time in times], height=0.7)
     saved.axvline(0, color="#222222", lw=0.8)
-    unit = "microseconds a run" + (", estimated" if not record.costs else "")
-    saved.set_xlabel(f"time that int8 saves, {unit}")
+    saved.set_xlabel("µs saved a run" + (" (estimated)" if not record.costs else ""))
     damage.set_yticks(places, [f"{layer.name}  {layer.weight}".strip() for layer in record.layers], fontsize=8)
     damage.set_ylim(count - 0.4, -0.6)
     for axes in (damage, saved):
