@@ -21,7 +21,7 @@ demo: $(VENV)/demo-installed
 	@$(RUN) -m runtime bench $(MODELS) --artifacts $(ARTIFACTS)
 
 test: $(VENV)/dev-installed
-	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile
+	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(VENV)/dev-installed
 	$(RUN) -m pytest -m gpu

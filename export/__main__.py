@@ -11,6 +11,7 @@ from export import options
 from export.precision import PRECISIONS
 from export.search import flags
 from trainers import cli
+from trainers.allocator import keep_freed_memory
 from trainers.manifest import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def _export(arguments: argparse.Namespace, job: Job, variants: list[Variant]) ->
         )  # images that cannot serve are refused before any work
     if missing and (arguments.all or arguments.grid) and job.file is None:
         _announce(job, missing, arguments.json)
+    if missing:
+        keep_freed_memory()
     artifacts, problems = [], []
     for number, variant in enumerate(variants, 1):
         name = variant.name(job.checkpoint.model)

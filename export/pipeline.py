@@ -262,7 +262,7 @@ def _verify(job: Job, variant: Variant, path: Path) -> Parity:
         batches = reference.images(job.verification, title=path.stem, dtype=variant.input_dtype)
         logits, single = parity.run(path, batches, variant.batch, *form)
         tolerance, engine = PRECISIONS[variant.precision].tolerance, parity.engine(*form)
-    size = variant.batch or min(reference.BATCH, len(job.verification.indices))
+    size = variant.batch or min(job.verification.batch, len(job.verification.indices))
     sizes = (1, size) if len(single) else (size,)
     return parity.compare(
         logits,

@@ -9,6 +9,7 @@ worker without torch can check the outputs that it times.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference.safetensors"
 REFERENCE_IMAGES = 64
-BATCH = 32  # images a run; the exporters traced another batch
+LARGEST_BATCH, SMALLEST_BATCH = 32, 8  # images a run; the exporters traced another batch
+PIXELS = 32 * 64 * 64  # a run: beyond, activations outgrow a CPU's caches, and 224-pixel images take twice as long
 SUBSET_SEED = 0
 
 
@@ -47,6 +49,11 @@ class Verification:
     @property
     def labels(self) -> np.ndarray:
         return self.split.labels[self.indices]
+
+    @property
+    def batch(self) -> int:
+        """How many of them are run at once."""
+        return max(SMALLEST_BATCH, min(LARGEST_BATCH, PIXELS // math.prod(self.preprocess.size)))
 
     @property
     def key(self) -> str:
@@ -78,9 +85,9 @@ def images(verification: Verification, title: str = "verify", dtype: str = "floa
 
     from trainers.batches import evaluation_batches
 
-    count = -(-len(verification.indices) // BATCH)
+    count = -(-len(verification.indices) // verification.batch)
     batches = evaluation_batches(
-        verification.split, verification.preprocess, BATCH, torch.device("cpu"), verification.indices
+        verification.split, verification.preprocess, verification.batch, torch.device("cpu"), verification.indices
     )
     for batch, _ in track(batches, title, total=count):
         prepared = np.ascontiguousarray(batch.numpy())

@@ -61,7 +61,7 @@ def open_judge(
     source: Path, chosen: Verification, *, batch: int | None, labelled: bool, target: str
 ) -> Iterator[Judge]:
     """Prepare the images on disk, which memory need not hold, and run the fp32 file over them."""
-    size = batch or reference.BATCH
+    size = batch or chosen.batch
     count = len(chosen.indices)
     with TemporaryDirectory() as folder:
         prepared = _prepared(Path(folder) / "images.npy", chosen, -(-count // size) * size)
