@@ -11,7 +11,7 @@ from checkpoints import random_checkpoint
 from commands import expect_refusal
 from onnx import TensorProto, helper
 
-from export import calibration
+from export import calibration, parity
 from export.precision import METHODS, Conversion, convert
 from export.precision.ranges import BINS, Observed, activations, entropy_threshold, observe
 from export.reference import Verification
@@ -113,8 +113,8 @@ def test_single_class_images_are_flagged(capsys: pytest.CaptureFixture) -> None:
 
 def test_divergence_is_kullback_and_leiblers() -> None:
     p, q = np.array([[0.5, 0.25, 0.25]]), np.array([[0.25, 0.5, 0.25]])
-    assert calibration.divergence(np.log(p), np.log(q)) == pytest.approx(0.25 * np.log(2))
-    assert calibration.divergence(np.log(p), np.log(p) + 7) == pytest.approx(0)
+    assert parity.divergence(np.log(p), np.log(q)) == pytest.approx(0.25 * np.log(2))
+    assert parity.divergence(np.log(p), np.log(p) + 7) == pytest.approx(0)
 
 
 def test_methods_give_different_files(tmp_path: Path) -> None:
