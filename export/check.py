@@ -86,8 +86,10 @@ def _report(findings: list[Finding], checked: Scope, bad: int, arguments: argpar
         files = [{"path": str(f.path), "status": f.status, "detail": f.detail} for f in findings]
         cli.emit({"schema": 1, "files": files, "leftovers": [str(path) for path in leftovers], "failed": bad})
     elif findings:
-        rows = [(str(f.path), f.status, f.detail) for f in findings]
-        cli.table(f"{len(findings)} files", ("file", "status", "detail"), rows)
+        cli.table(f"{len(findings)} files", ("status", "file"), [(f.status, str(f.path)) for f in findings])
+        for finding in findings:
+            if finding.detail:
+                print(f"{finding.status}: {finding.path}: {finding.detail}")
     lines = [f"left by an export that was killed, can be deleted: {path}" for path in leftovers]
     counts = Counter(finding.status for finding in findings)
     summary = ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "no record names a file"

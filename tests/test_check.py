@@ -61,8 +61,8 @@ def test_one_flipped_bit_fails_and_is_named(model: Path, path: str) -> None:
     flip(model / f"{INT8}.onnx")
     done = run("export.check", model.parent / path)
     assert done.returncode == 1
-    line = next(line for line in done.stdout.splitlines() if f"{INT8}.onnx" in line)
-    assert "changed" in line
+    line = next(line for line in done.stdout.splitlines() if f"{INT8}.onnx: " in line)
+    assert line.startswith("changed: ")
     assert "sha256" in line
     assert "FAILED: 1 of" in done.stdout
 

@@ -140,6 +140,8 @@ class Record(Struct, frozen=True, kw_only=True):
             return msgspec.convert(cls.upgrade(document, schema), cls, strict=True)
         except msgspec.ValidationError as error:
             raise UserError(f"{path}: not a valid {noun} record: {error}; make the {noun} again") from None
+        except (KeyError, TypeError, AttributeError):  # an older shape that `upgrade` looks into, and that is none
+            raise UserError(f"{path}: not a valid {noun} record of schema {schema}; make the {noun} again") from None
 
 
 @contextlib.contextmanager

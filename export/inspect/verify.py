@@ -104,7 +104,7 @@ class Verifier:
 
     def _with_origin(self, finding: Finding, artifact: Artifact, stale: str) -> Finding:
         """An intact file: does it name the checkpoint that its record names, and is that still the current one?"""
-        origin = next((parent.sha256 for parent in artifact.parents if parent.role == "checkpoint"), None)
+        origin = next((one.sha256 for one in artifact.parents if one.role in ("checkpoint", "source")), None)
         named = _named_checkpoint(finding.path) if artifact.kind == "onnx" else None
         if named is not None and named != origin:
             detail = f"made from checkpoint {named[:12]}… by its metadata, from {str(origin)[:12]}… by its record"
@@ -198,8 +198,11 @@ def _record_of(path: Path) -> Path:
 def _outdated(home: Path, parent: Parent) -> str:
     """Why something made from this parent is stale; empty when the parent is what it was.
 
-    The parent's own record is asked first: a damaged parent is reported as such, and makes nothing stale.
+    The parent's own record is asked first: a damaged parent is reported as such, and makes nothing stale. A file of the
+    user's lies where the user likes.
     """
+    if parent.role == "source":
+        return ""
     path = home / parent.path
     made = voucher(record) if (record := path.with_suffix(".json")).is_file() else None
     recorded = next((file.sha256 for file in made.files if file.path == parent.path), None) if made else None
