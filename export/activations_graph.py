@@ -16,7 +16,7 @@ from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass, ShapeInfere
 from onnxscript.rewriter import pattern
 
 from export.activations import EXACT, make, shown
-from export.exporters import quiet
+from export.quiet import quiet
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
-import logging
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.activations import swap_gelu
 from export.artifact import Found
+from export.quiet import quiet
 from trainers import models
 from trainers.manifest import UserError
 
@@ -95,7 +93,7 @@ def write_onnx(exporter: str, module: nn.Module, path: Path, request: Request) -
 
     from export import graph
 
-    with _explained(exporter, request), quiet(), torch.no_grad():
+    with _explained(exporter, request), quiet(), _no_stdout(), torch.no_grad():
         EXPORTERS[exporter](module, path, request)
     written = graph.opset(path)
     if written != request.opset:  # dynamo goes on with 18 where its converter has no way down, and says so in a log
@@ -114,7 +112,7 @@ def write_training(module: nn.Module, path: Path, request: Request) -> None:
     import torch
 
     mode, statistics = module.training, copy.deepcopy(module.state_dict())
-    with _explained("eager", request), quiet():
+    with _explained("eager", request), quiet(), _no_stdout():
         _trace(
             module.train(), path, request, training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False
         )  # fmt: skip
@@ -128,7 +126,7 @@ def _explained(exporter: str, request: Request) -> Iterator[None]:
 
     try:
         yield
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(
             f"the {exporter} exporter cannot write this model at opset {request.opset}: {_reason(error)}; "
             "try the other --exporter or --opset 20"
@@ -180,19 +178,6 @@ def _example(request: Request) -> Tensor:
     import torch
 
     return torch.zeros(request.batch or TRACED_BATCH, *request.input_shape)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back the exporters' chatter; their errors still come through."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _no_stdout():
-        warnings.simplefilter("ignore")
-        level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(level)
 
 
 @contextlib.contextmanager

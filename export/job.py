@@ -20,7 +20,7 @@ from export.reference import Verification
 from export.variant import Calibration, Variant
 from trainers.checkpoint import Checkpoint, build, origin
 from trainers.dataset import Dataset
-from trainers.manifest import PROGRAM, File, UserError
+from trainers.manifest import PROGRAM, File
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,11 +161,5 @@ def knows_gelu(job: Job) -> bool:
 
 def _record(job: Job, variant: Variant) -> Artifact | None:
     """The record on disk of this variant's name, where it is of this job's very weights."""
-    path = job.folder / f"{variant.name(job.checkpoint.model)}.json"
-    if not path.is_file():
-        return None
-    try:
-        record = Artifact.load(path)
-    except UserError:
-        return None  # it cannot be trusted, so it is made again
-    return record if record.parents[0].sha256 == job.checkpoint.weights.sha256 else None
+    record = Artifact.find(job.folder / f"{variant.name(job.checkpoint.model)}.json")
+    return record if record and record.parents[0].sha256 == job.checkpoint.weights.sha256 else None

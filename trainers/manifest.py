@@ -143,6 +143,14 @@ class Record(Struct, frozen=True, kw_only=True):
         except (KeyError, TypeError, AttributeError):  # an older shape that `upgrade` looks into, and that is none
             raise UserError(f"{path}: not a valid {noun} record of schema {schema}; make the {noun} again") from None
 
+    @classmethod
+    def find(cls: type[R], path: Path) -> R | None:
+        """The record, or None where there is none or it cannot be trusted: its maker then makes it again."""
+        try:
+            return cls.load(path) if path.is_file() else None
+        except UserError:
+            return None
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:

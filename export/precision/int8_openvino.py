@@ -6,17 +6,14 @@ the CPU plugin a file with all of them in int8 is the slower one.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.precision import OPENVINO, require
+from export.quiet import quiet
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +32,7 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
     assert conversion.images is not None, "int8 is calibrated"
     require(OPENVINO, conversion.method)
     os.environ.setdefault("NNCF_CI", "1")  # or it reports its use over the network
-    with _quiet():
+    with quiet():
         import nncf
         import openvino
 
@@ -74,16 +71,3 @@ def _estimator(method: str) -> Any:
         quantile_outlier_prob=OUTLIERS,
     )
     return nncf.RangeEstimatorParameters(min=end, max=end)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back NNCF's chatter and its second progress bar; errors still come through."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

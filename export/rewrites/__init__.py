@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from export.quiet import quiet
 from export.rewrites.applied import Applied
 from trainers.cli import choose
 
@@ -39,7 +40,7 @@ def _row(name: str, summary: str, targets: tuple[str, ...]) -> tuple[str, Rewrit
 def _apply(module: str, model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     from export.rewrites import nodes
 
-    with nodes.quiet():
+    with quiet():
         graph = nodes.read(model)
         matched: int = importlib.import_module(f"{__name__}.{module}").apply(graph)
         return (nodes.write(graph), matched) if matched else (model, 0)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -13,17 +11,6 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 T = TypeVar("T", int, float, str, Sequence[int])
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back the passes' warnings: what they could not do is left as it was, which is no news here."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(level)
 
 
 def read(model: onnx.ModelProto) -> ir.Model:

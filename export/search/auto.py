@@ -21,7 +21,7 @@ from export.search.subject import Subject
 from export.search.tables import outcome
 from export.tables import INFORMATIVE
 from trainers import cli
-from trainers.manifest import CheckFailed, UserError, environment
+from trainers.manifest import CheckFailed, environment
 
 if TYPE_CHECKING:
     from export.job import Job
@@ -117,13 +117,8 @@ class Tried:
 
 
 def _known(path: Path, basis: Basis) -> Search | None:
-    if not path.is_file():
-        return None
-    try:
-        record = Search.load(path)
-    except UserError:
-        return None  # it cannot be trusted, so it is made again
-    return record if record.basis == basis else None
+    record = Search.find(path)
+    return record if record and record.basis == basis else None
 
 
 def _announced(job: Job, variant: Variant, budget: Budget) -> Search:

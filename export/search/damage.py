@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from export.search.journal import Journal
 from export.search.records import LayerDamage, Sensitivity
 from trainers import cli
-from trainers.manifest import UserError, environment
+from trainers.manifest import environment
 
 if TYPE_CHECKING:
     from export.search.quantizer import Layer
@@ -48,13 +48,8 @@ def rank(subject: Subject, count: int, prices: Prices) -> tuple[Sensitivity, Pat
 
 
 def _known(path: Path, basis: Basis) -> Sensitivity | None:
-    if not path.is_file():
-        return None
-    try:
-        record = Sensitivity.load(path)
-    except UserError:
-        return None  # it cannot be trusted, so it is made again
-    return record if record.basis == basis else None
+    record = Sensitivity.find(path)
+    return record if record and record.basis == basis else None
 
 
 def _measure(subject: Subject, basis: Basis, count: int) -> list[LayerDamage]:
