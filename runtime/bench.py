@@ -1,7 +1,8 @@
 """The matrix: every artifact in every engine that loads it, one worker process each, timed in interleaved rounds.
 
 In every round each worker has one turn while the others sleep, so that a machine that speeds up or slows down does so
-for all of them, and ratios can be taken round by round.
+for all of them, and ratios can be taken round by round. Where memory does not hold all workers they run in heats; the
+baseline takes part in each.
 """
 
 from __future__ import annotations
@@ -12,46 +13,140 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 from runtime import backends
 from runtime.backend import Backend
-from runtime.contender import Contender, Plan
-from runtime.results import Measurement, Report
+from runtime.contender import Contender
+from runtime.machine import State, observe
+from runtime.plan import Plan
+from runtime.results import Measurement, Report, find_baseline
 from runtime.targets import Target
 from trainers.manifest import Environment, UserError
-from trainers.quiet import other_load
 
 MEMORY_SHARE = 0.8  # of the machine's memory, that one worker may have
+OBSERVED_S = 0.25  # before every round
+HEAT_SHARE = 0.6  # of the machine's memory, that the workers of one heat may have together
 
 Progress = Callable[[str, int, int], None]  # what happens now, steps done, steps in all
 
 
-def measure(
-    targets: Sequence[Target], plan: Plan, environment: Environment, *, stale: Sequence[str] = (),
-    progress: Progress = lambda *_: None,
-) -> Report:  # fmt: skip
-    """Measure the whole matrix. A worker that fails becomes a row with its reason; the run goes on."""
-    started = time.monotonic()
-    unavailable = {name: reason for name in plan.backends if (reason := backends.get(name).unusable(plan.device))}
-    usable = [name for name in plan.backends if name not in unavailable]
-    measurements: list[Measurement] = []
-    loads: list[float | None] = []
-    with contextlib.ExitStack() as stack:
-        contenders = _contenders(targets, usable, plan)
-        for contender in contenders:
-            stack.callback(contender.close)
-        for number, batch in enumerate(plan.batches):
-            part = _part(progress, number, len(plan.batches))
-            _load(contenders, batch, plan, part)
-            loads.append(other_load())  # every worker is loaded, and asleep
-            measurements += _rounds(contenders, batch, plan, part)
-        loads.append(other_load())
-    return Report(
-        environment=environment, command=shlex.join(sys.orig_argv[1:]), device=plan.device, threads=plan.threads,
-        rounds=plan.rounds, seconds=round(time.monotonic() - started, 3),
-        subjects=tuple(target.subject for target in targets), measurements=tuple(measurements),
-        unavailable=unavailable, stale=tuple(stale), other_load=max(filter(None, loads), default=None),
-    )  # fmt: skip
+class Bench:
+    """One run over the whole matrix. A worker that fails becomes a row with its reason; the run goes on."""
+
+    def __init__(
+        self, targets: Sequence[Target], plan: Plan, environment: Environment, *, stale: Sequence[str] = (),
+        left_out: Sequence[str] = (), known: Report | None = None,
+    ) -> None:  # fmt: skip
+        self._targets, self._plan, self._environment = targets, plan, environment
+        self._stale, self._left_out = tuple(stale), tuple(left_out)
+        self._known = known.measurements if known else ()
+        self._states: list[State] = list(known.states) if known else []
+        self._before = known.seconds if known else 0.0
+        self._rows: list[Measurement] = []  # of the groups that are done
+        self._racing: list[Contender] = []
+        self._unavailable = {name: reason for name in plan.backends if (reason := unusable(name, plan.device))}
+
+    def run(
+        self, progress: Progress = lambda *_: None, after_round: Callable[[Report], None] = lambda _: None
+    ) -> Report:
+        """Measure; `after_round` is given what there is so far each time a round is over."""
+        self._started = time.monotonic()
+        groups = [(threads, batch) for threads in self._plan.threads for batch in self._plan.batches]
+        for threads in self._plan.threads:
+            with contextlib.ExitStack() as stack:
+                contenders = self._contenders(threads)
+                for contender in contenders:
+                    stack.callback(contender.close)
+                for batch in self._plan.batches:
+                    part = _part(progress, groups.index((threads, batch)), len(groups))
+                    self._measure(contenders, batch, part, after_round)
+        return self.report(complete=True)
+
+    def report(self, *, complete: bool = False) -> Report:
+        """What has been measured so far."""
+        racing = chain.from_iterable(contender.rows() for contender in self._racing)
+        return Report(
+            environment=self._environment, command=shlex.join(sys.orig_argv[1:]), plan=self._plan,
+            seconds=round(self._before + time.monotonic() - self._started, 3),
+            subjects=tuple(target.subject for target in self._targets), measurements=(*self._rows, *racing),
+            unavailable=self._unavailable, stale=self._stale, left_out=self._left_out, states=tuple(self._states),
+            complete=complete,
+        )  # fmt: skip
+
+    def _contenders(self, threads: int) -> list[Contender]:
+        """The baselines first, for every heat needs them, and beside them their twins."""
+        plan = self._plan
+        rivals = [
+            Contender(target, name, options, plan, threads=threads)
+            for target in self._targets
+            for name in plan.backends
+            if name not in self._unavailable and target.found.kind in backends.get(name).formats
+            for options in own_options(backends.get(name), plan.options)
+        ]
+        bases = self._bases(rivals)
+        twins = [Contender(base.target, base.backend, base.options, plan, threads=threads, twin=True) for base in bases]
+        return [*bases, *(twins if plan.twin else ()), *(rival for rival in rivals if rival not in bases)]
+
+    def _bases(self, rivals: Sequence[Contender]) -> list[Contender]:
+        """Each model's baseline, if there is one."""
+        models = dict.fromkeys(rival.target.subject.model for rival in rivals)
+        found = [
+            find_baseline([rival for rival in rivals if rival.target.subject.model == model and not rival.twin],
+                          lambda rival: (rival.cell(1, "device"), rival.target.subject))
+            for model in models
+        ]  # fmt: skip
+        return [base for base in found if base is not None]
+
+    def _measure(
+        self, contenders: Sequence[Contender], batch: int, progress: Progress, after_round: Callable[[Report], None]
+    ) -> None:
+        """All rows of one batch size: heat after heat, until everyone has taken part."""
+        bases, waiting, heat = self._bases(contenders), list(contenders), 0
+        while waiting:
+            again = bases if heat else []
+            self._racing = [*again, *(c for c in waiting if c not in again)]
+            waiting = self._load(batch, heat, progress)
+            self._rounds(batch, progress, after_round)
+            self._rows += chain.from_iterable(contender.rows() for contender in self._racing)
+            if waiting or heat:
+                for contender in self._racing:
+                    contender.close()
+            self._racing, heat = [], heat + 1
+
+    def _load(self, batch: int, heat: int, progress: Progress) -> list[Contender]:
+        """Load the racing contenders one after the other, as many as memory holds; returns those left for later."""
+        racing, taken = self._racing, 0
+        limit = HEAT_SHARE * self._environment.memory_bytes
+        total = len(racing) * (1 + self._plan.rounds)
+        for number, contender in enumerate(racing):
+            progress(f"batch {batch}: loading {contender.target.subject.name} in {contender.backend}", number, total)
+            contender.load(batch, heat, self._known)
+            taken += contender.peak_bytes
+            if limit and taken > limit and number + 1 < len(racing):
+                self._racing = racing[: number + 1]
+                return racing[number + 1 :]
+        return []
+
+    def _rounds(self, batch: int, progress: Progress, after_round: Callable[[Report], None]) -> None:
+        """Give everyone one turn a round."""
+        order = [contender for contender in self._racing if not contender.done]
+        count, rounds = len(order), self._plan.rounds
+        first = min((contender.rounds_done for contender in order), default=rounds)
+        shuffle = random.Random(first).shuffle  # noqa: S311 (no secret)
+        for turn in range(first, rounds):
+            self._states.append(observe(self._plan.device, OBSERVED_S))  # every worker is loaded, and asleep
+            shuffle(order)  # nobody always runs after the same neighbour
+            for number, contender in enumerate(order):
+                progress(f"batch {batch}: round {turn + 1} of {rounds}", count * (turn + 1) + number,
+                         count * (1 + rounds))  # fmt: skip
+                contender.turn()
+            after_round(self.report())
+
+
+def unusable(name: str, device: str) -> str | None:
+    """Why a backend cannot run on the device here."""
+    return backends.get(name).unusable(device)
 
 
 def memory_limit(environment: Environment, device: str) -> int | None:
@@ -59,48 +154,25 @@ def memory_limit(environment: Environment, device: str) -> int | None:
     return int(MEMORY_SHARE * environment.memory_bytes) or None if device == "cpu" else None
 
 
-def check_options(options: Mapping[str, str], names: Sequence[str]) -> None:
-    """Raise UserError unless every option is known to one of the backends, with a value that it allows."""
-    for key, value in options.items():
+def check_options(options: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
+    """Raise UserError unless every option is known to one of the backends, with values that it allows."""
+    for key, values in options.items():
         allowed = [backends.get(name).options[key] for name in names if key in backends.get(name).options]
         if not allowed:
             known = sorted({known for name in names for known in backends.get(name).options})
             raise UserError(f"no chosen backend has an option {key!r}; choose from {', '.join(known) or 'none'}")
-        if value not in allowed[0]:
-            raise UserError(f"--option {key}={value}: choose from {', '.join(allowed[0])}")
+        for value in values:
+            if value not in allowed[0]:
+                raise UserError(f"--option {key}={value}: choose from {', '.join(allowed[0])}")
 
 
-def _contenders(targets: Sequence[Target], usable: Sequence[str], plan: Plan) -> list[Contender]:
-    return [
-        Contender(target, name, _own_options(backends.get(name), plan.options), plan)
-        for target in targets
-        for name in usable
-        if target.found.kind in backends.get(name).formats
+def own_options(backend: Backend, combinations: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Of each combination what this backend has, but for what is its default: the row's name tells what differs."""
+    own = [
+        {key: value for key, value in options.items() if key in backend.options and value != backend.options[key][0]}
+        for options in combinations
     ]
-
-
-def _own_options(backend: Backend, options: Mapping[str, str]) -> dict[str, str]:
-    """The options this backend has, but for those set to its default: the row's name tells what differs."""
-    return {key: value for key, value in options.items() if key in backend.options and value != backend.options[key][0]}
-
-
-def _load(contenders: Sequence[Contender], batch: int, plan: Plan, progress: Progress) -> None:
-    """Load everything for one batch size, one after the other."""
-    total = len(contenders) * (1 + plan.rounds)
-    for number, contender in enumerate(contenders):
-        progress(f"batch {batch}: loading {contender.target.subject.name} in {contender.backend}", number, total)
-        contender.load(batch)
-
-
-def _rounds(contenders: Sequence[Contender], batch: int, plan: Plan, progress: Progress) -> list[Measurement]:
-    """Give everyone one turn a round."""
-    count, order, shuffle = len(contenders), list(contenders), random.Random(0).shuffle  # noqa: S311 (no secret)
-    for turn in range(1, plan.rounds + 1):
-        shuffle(order)  # nobody always runs after the same neighbour
-        for number, contender in enumerate(order):
-            progress(f"batch {batch}: round {turn} of {plan.rounds}", count * turn + number, count * (1 + plan.rounds))
-            contender.turn()
-    return [contender.finish() for contender in contenders]
+    return [options for number, options in enumerate(own) if options not in own[:number]]
 
 
 def _part(progress: Progress, number: int, parts: int) -> Progress:

@@ -3,77 +3,90 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from runtime.check import Check
+from runtime.plan import WARM_S, Plan
 from runtime.results import Cell, Measurement
 from runtime.targets import Target
 from trainers.process import Worker, WorkerError
 
-AT_LEAST, AT_MOST = 3, 1000  # samples a turn: enough for a median, few enough to keep them all
-WARM_S = 1.0  # bound of the warm-up before the first round
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How to measure. `seconds` is the time for one cell over all rounds; `timeout` bounds one load or turn."""
-
-    backends: tuple[str, ...]
-    batches: tuple[int, ...] = (1,)
-    device: str = "cpu"
-    threads: int = 1
-    rounds: int = 10
-    seconds: float = 2.0
-    timeout: float = 300.0
-    options: Mapping[str, str] = field(default_factory=dict)
-    factories: tuple[str, ...] = ()  # FILE.py:FACTORY of the user's own models that may be run
-    memory_bytes: int | None = None  # bound on a worker's private memory
-
 
 class Contender:
-    """Loads, takes turns and becomes a row; whatever kills its worker becomes that row's reason."""
+    """Loads, takes turns and becomes a row in each regime; whatever kills its worker becomes those rows' reason."""
 
-    def __init__(self, target: Target, backend: str, options: dict[str, str], plan: Plan) -> None:
-        self.target, self.backend, self.options = target, backend, options
-        self._plan = plan
+    def __init__(
+        self, target: Target, backend: str, options: dict[str, str], plan: Plan, *, threads: int, twin: bool = False
+    ) -> None:
+        self.target, self.backend, self.options, self.twin = target, backend, options, twin
+        self._plan, self._threads = plan, threads
         self._worker: Worker | None = None
-        self._row: Measurement | None = None
-        self._turns: list[tuple[float, ...]] = []
+        self._rows: dict[str, Measurement] = {}
+        self._turns: dict[str, list[tuple[float, ...]]] = {}
 
-    def load(self, batch: int) -> None:
-        """Begin a row: load for this batch size, check the outputs, warm up."""
-        cell = Cell(artifact=self.target.subject.name, backend=self.backend, device=self._plan.device, batch=batch,
-                    threads=self._plan.threads, options=self.options)  # fmt: skip
-        self._turns = []
-        self._row = Measurement(cell=cell, error=self.target.refuses(batch))
-        if self._row.error is None:
-            with self._errors():
-                self._start()
-                loaded = self._ask("load", batch=batch, input=self.target.input_shape)
-                check = msgspec.convert(loaded.pop("check"), Check | None)
-                self._note(check=check, **loaded)
-                if check is not None and check.reason:
-                    self._note(error=f"wrong outputs: {check.reason}")
-                else:
-                    self._ask("warm", seconds=WARM_S)
+    def cell(self, batch: int, regime: str) -> Cell:
+        """The row's name."""
+        return Cell(artifact=self.target.subject.name, backend=self.backend, device=self._plan.device, batch=batch,
+                    threads=self._threads, options=self.options, regime=regime, twin=self.twin)  # fmt: skip
+
+    def load(self, batch: int, heat: int, known: Sequence[Measurement] = ()) -> None:
+        """Begin rows: load for this batch size, check the outputs, warm up.
+
+        Rows that an interrupted run has left, `known`, go on where they stopped.
+        """
+        fresh = [Measurement(cell=self.cell(batch, regime), heat=heat) for regime in self._plan.regimes]
+        begun = [next((k for k in known if (k.cell, k.heat) == (row.cell, heat)), row) for row in fresh]
+        self._rows = {row.cell.regime: row for row in begun}
+        self._turns = {row.cell.regime: list(row.rounds_s) for row in begun}
+        refusal = self.target.refuses(batch)
+        if refusal:
+            self._note(error=refusal)
+        if self.done:
+            return
+        with self._errors():
+            self._start()
+            loaded = self._ask("load", batch=batch, input=self.target.input_shape)
+            check = msgspec.convert(loaded.pop("check"), Check | None)
+            self._note(check=check, **loaded)
+            if check is not None and check.reason:
+                self._note(error=f"wrong outputs: {check.reason}")
+                return
+            for regime in self._rows:
+                self._note(regime, **self._ask("warm", regime=regime, seconds=WARM_S))
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do for these rows."""
+        return all(row.error is not None or len(self._turns[regime]) >= self._plan.rounds
+                   for regime, row in self._rows.items())  # fmt: skip
+
+    @property
+    def rounds_done(self) -> int:
+        return min(map(len, self._turns.values()))
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the worker took at most so far."""
+        return max((row.peak_bytes or 0 for row in self._rows.values()), default=0)
 
     def turn(self) -> None:
-        """Take this round's samples, unless the row has failed already."""
-        if self._measured.error is None:
-            with self._errors():
-                seconds = self._plan.seconds / self._plan.rounds
-                reply = self._ask("turn", seconds=seconds, at_least=AT_LEAST, at_most=AT_MOST)
-                self._turns.append(tuple(sample / 1e9 for sample in reply["samples_ns"]))
-                self._note(peak_bytes=reply["peak_bytes"])
+        """Take this round's samples in every regime, unless the rows have failed already."""
+        plan = self._plan
+        for regime in self._rows:
+            if self._rows[regime].error is None:
+                with self._errors():
+                    reply = self._ask("turn", regime=regime, seconds=plan.seconds / plan.rounds,
+                                      at_least=plan.at_least, at_most=plan.at_most)  # fmt: skip
+                    self._turns[regime].append(tuple(sample / 1e9 for sample in reply.pop("samples_ns")))
+                    self._note(regime, **reply)
 
-    def finish(self) -> Measurement:
-        """The row, with the samples of every round taken."""
-        self._note(rounds_s=tuple(self._turns))
-        return self._measured
+    def rows(self) -> list[Measurement]:
+        """The rows so far."""
+        return [msgspec.structs.replace(row, rounds_s=tuple(self._turns[regime]))
+                for regime, row in self._rows.items()]  # fmt: skip
 
     def close(self) -> None:
         """End the worker."""
@@ -81,25 +94,22 @@ class Contender:
             self._worker.close()
             self._worker = None
 
-    @property
-    def _measured(self) -> Measurement:
-        assert self._row is not None, "load comes first"
-        return self._row
-
     def _start(self) -> None:
         """Start the worker, once; again only after it failed at another batch size."""
         if self._worker is not None:
             return
-        self._worker = Worker("runtime.worker", threads=self._plan.threads, memory_bytes=self._plan.memory_bytes)
+        self._worker = Worker("runtime.worker", threads=self._threads, memory_bytes=self._plan.memory_bytes)
         self._ask("open", path=str(self.target.found.path), backend=self.backend, device=self._plan.device,
-                  threads=self._plan.threads, options=self.options, factories=list(self._plan.factories))  # fmt: skip
+                  threads=self._threads, options=self.options, factories=list(self._plan.factories))  # fmt: skip
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         assert self._worker is not None
         return self._worker.ask(do, timeout=self._plan.timeout, **arguments)
 
-    def _note(self, **changes: Any) -> None:
-        self._row = msgspec.structs.replace(self._measured, **changes)
+    def _note(self, regime: str | None = None, **changes: Any) -> None:
+        """Change the row of one regime, or all of them."""
+        for name in self._rows if regime is None else (regime,):
+            self._rows[name] = msgspec.structs.replace(self._rows[name], **changes)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

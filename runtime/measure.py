@@ -1,59 +1,122 @@
-"""The timing loop. It knows a session and a clock, nothing else."""
+"""The timing loop. It knows a session and a clock, nothing else.
+
+A regime says what one sample is; each is a way of calling the same session, so every engine has all of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from runtime.backend import Session
 
 Clock = Callable[[], int]  # nanoseconds, monotonic
+Run = Callable[[], object]
 
 WINDOW_S = 0.05  # a warm-up window, or five steps where those take longer
 WINDOW_STEPS = 5
 STEADY = 0.02  # warm once a window's median is less than this share below the best one before
+BLOCK_S = 0.02  # what is timed at once where steps overlap
+BLOCK_STEPS = (8, 4096)
 
 
-class Steps(Protocol):
-    """The part of a session that is timed."""
+@dataclass(frozen=True)
+class Work:
+    """What one sample runs, and how many inferences that is: a sample is the time of one of them."""
 
-    def step(self) -> None: ...
+    run: Run
+    steps: int = 1
 
-    def sync(self) -> None: ...
+
+def device(session: Session, x: np.ndarray) -> Work:
+    """One inference, waited for: the input is where the engine wants it, the output stays where it is."""
+    session.bind(x)
+    step, sync = session.step, session.sync
+
+    def run() -> None:
+        step()
+        sync()
+
+    return Work(run)
+
+
+def end_to_end(session: Session, x: np.ndarray) -> Work:
+    """From an array in host memory to an array in host memory."""
+    bind, step, sync, fetch = session.bind, session.step, session.sync, session.fetch
+
+    def run() -> None:
+        bind(x)
+        step()
+        sync()
+        fetch()
+
+    return Work(run)
+
+
+def throughput(session: Session, x: np.ndarray) -> Work:
+    """As many inferences as the engine keeps in flight, waited for together; a sample is a block's time over them."""
+    one = device(session, x)
+    least, most = BLOCK_STEPS
+    typical = statistics.median(samples(one, seconds=0.0, at_least=3)) / 1e9
+    steps = min(max(math.ceil(BLOCK_S / max(typical, 1e-9)), least), most)
+    step, sync = session.step, session.sync
+
+    def run() -> None:
+        for _ in range(steps):
+            step()
+        sync()
+
+    return Work(run, steps)
+
+
+REGIMES: Mapping[str, Callable[[Session, np.ndarray], Work]] = {
+    "device": device, "end-to-end": end_to_end, "throughput": throughput,
+}  # fmt: skip
 
 
 def samples(
-    session: Steps, *, seconds: float, at_least: int = 1, at_most: int = 1000, clock: Clock = time.perf_counter_ns
+    work: Work, *, seconds: float, at_least: int = 1, at_most: int = 1000, clock: Clock = time.perf_counter_ns
 ) -> list[int]:
-    """Time single inferences, in nanoseconds, until `seconds` are over.
+    """Time inferences, in nanoseconds each, until `seconds` are over.
 
     At least `at_least` samples are taken whatever they cost, and never more than `at_most`.
     """
-    step, sync = session.step, session.sync
+    run, steps = work.run, work.steps
     taken: list[int] = []
     with _no_collector():
         deadline = clock() + round(seconds * 1e9)
         while True:
             start = clock()
-            step()
-            sync()
+            run()
             end = clock()
-            taken.append(end - start)
+            taken.append((end - start) // steps)
             if len(taken) >= at_most or (end >= deadline and len(taken) >= at_least):
                 return taken
 
 
-def warm_up(session: Steps, *, seconds: float, clock: Clock = time.perf_counter_ns) -> int:
-    """Run until the median stops falling or `seconds` are over; returns the number of steps taken."""
-    deadline, best, steps = clock() + round(seconds * 1e9), float("inf"), 0
+def warm_up(work: Work, *, seconds: float, clock: Clock = time.perf_counter_ns) -> tuple[int, bool]:
+    """Run until a window's median is no longer clearly below the best one before it, or `seconds` are over.
+
+    Returns the number of samples thrown away, and whether the times had become steady.
+    """
+    deadline, best, count = clock() + round(seconds * 1e9), float("inf"), 0
     while True:
-        window = samples(session, seconds=WINDOW_S, at_least=WINDOW_STEPS, clock=clock)
-        steps += len(window)
+        window = samples(work, seconds=WINDOW_S, at_least=WINDOW_STEPS, clock=clock)
+        count += len(window)
         median = statistics.median(window)
-        if median > (1 - STEADY) * best or clock() >= deadline:
-            return steps
+        if median > (1 - STEADY) * best:
+            return count, True
+        if clock() >= deadline:
+            return count, False
         best = median
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from export.variant import Variant
-from runtime import stats
+from runtime import machine, stats
 from runtime.check import Check
+from runtime.machine import State
+from runtime.plan import Plan
 from trainers.manifest import Environment, Record, Struct
-from trainers.quiet import NOISY
 from trainers.stats import Estimate
+
+T = TypeVar("T")
+
+LEAST_FLOOR = 0.01  # no two rows are called different by less than this, however quiet the machine
 
 
 class Subject(Struct, frozen=True, kw_only=True):
@@ -34,7 +40,7 @@ class Subject(Struct, frozen=True, kw_only=True):
 
 
 class Cell(Struct, frozen=True, kw_only=True):
-    """One row: an artifact in an engine at a batch size."""
+    """One row: an artifact in an engine at a batch size, measured in a regime (see runtime/measure.py)."""
 
     artifact: str  # a Subject's name
     backend: str
@@ -42,11 +48,18 @@ class Cell(Struct, frozen=True, kw_only=True):
     batch: int
     threads: int
     options: dict[str, str] = msgspec.field(default_factory=dict)
+    regime: str = "device"
+    twin: bool = False  # the baseline once more, in a worker of its own: the run's A/A pair
 
     @property
     def engine(self) -> str:
         """The backend, with whatever options made it differ from its defaults."""
         return " ".join([self.backend, *(f"{key}={value}" for key, value in sorted(self.options.items()))])
+
+    @property
+    def conditions(self) -> tuple[str, int, int, str]:
+        """What two rows must share to be compared."""
+        return self.device, self.batch, self.threads, self.regime
 
 
 class Measurement(Struct, frozen=True, kw_only=True):
@@ -58,7 +71,12 @@ class Measurement(Struct, frozen=True, kw_only=True):
     load_s: float | None = None  # all else before the first inference
     first_s: float | None = None  # the first inference, copies included
     peak_bytes: int | None = None  # resident memory of the worker process
+    joules: float | None = None  # of the whole processor, an inference; None where the machine has no such counter
+    warm_samples: int | None = None  # thrown away before the first round
+    steady: bool | None = None  # whether the warm-up ended because the times had settled
+    heat: int = 0  # rows of one heat took turns with each other: where memory does not hold all workers
     attested: dict[str, str] = msgspec.field(default_factory=dict)  # what the engine said about itself
+    shortfall: str | None = None  # what ran otherwise than the artifact's record says
     check: Check | None = None
     error: str | None = None
 
@@ -71,6 +89,10 @@ class Measurement(Struct, frozen=True, kw_only=True):
         """Seconds an inference of the whole batch."""
         return stats.median(self.rounds_s)
 
+    @property
+    def samples(self) -> int:
+        return sum(map(len, self.rounds_s))
+
     def percentile(self, q: float) -> float | None:
         """Seconds; None where there are too few samples to say."""
         return stats.percentile(stats.pooled(self.rounds_s), q)
@@ -79,22 +101,42 @@ class Measurement(Struct, frozen=True, kw_only=True):
 class Report(Record, frozen=True, kw_only=True):
     """One run of `bench`."""
 
+    SCHEMA: ClassVar[int] = 2
+
     environment: Environment
     command: str
-    device: str
-    threads: int
-    rounds: int
+    plan: Plan
     seconds: float  # spent in all
     subjects: tuple[Subject, ...]
     measurements: tuple[Measurement, ...]
     unavailable: dict[str, str]  # backend: why it could not run
     stale: tuple[str, ...] = ()  # artifacts of an older checkpoint, left out
-    other_load: float | None = None  # cores that other programs used between rounds, at most
+    left_out: tuple[str, ...] = ()  # artifacts that --quick did not choose
+    states: tuple[State, ...] = ()  # of the machine, between the rounds
+    complete: bool = True  # whether every round was run
+
+    @classmethod
+    def upgrade(cls, document: dict[str, Any], schema: int) -> dict[str, Any]:
+        """Schema 1 held what of the plan could be chosen then, and the busiest moment in place of states."""
+        if schema == 1:
+            backends = list(dict.fromkeys(row["cell"]["backend"] for row in document["measurements"]))
+            batches = list(dict.fromkeys(row["cell"]["batch"] for row in document["measurements"]))
+            document = dict(document)
+            document["states"] = [{"other_load": document.pop("other_load", None)}]
+            document["plan"] = {
+                "backends": backends, "batches": batches, "threads": [document.pop("threads")],
+                "device": document.pop("device"), "rounds": document.pop("rounds"), "twin": False,
+            }  # fmt: skip
+        return document
 
     @property
-    def is_disturbed(self) -> bool:
-        """Whether other programs were busy meanwhile: times are then too long, and not all to the same degree."""
-        return (self.other_load or 0.0) >= NOISY
+    def device(self) -> str:
+        return self.plan.device
+
+    @property
+    def disturbances(self) -> list[str]:
+        """Why times may be too long, and not all to the same degree; empty on a quiet machine."""
+        return machine.causes(self.states)
 
     def subject(self, measurement: Measurement) -> Subject:
         return next(subject for subject in self.subjects if subject.name == measurement.cell.artifact)
@@ -104,27 +146,39 @@ class Report(Record, frozen=True, kw_only=True):
         return list(dict.fromkeys(subject.model for subject in self.subjects))
 
     def of(self, model: str) -> Iterator[Measurement]:
-        """The measurements of one group."""
-        return (measurement for measurement in self.measurements if self.subject(measurement).model == model)
+        """The measurements of one group, without the twin."""
+        return (
+            row for row in self.measurements if not row.cell.twin and self.subject(row).model == model
+        )  # fmt: skip
 
-    def baseline(self, model: str, batch: int) -> Measurement | None:
-        """Eager fp32 at this batch; without it ONNX Runtime on fp32 as an exporter or the user wrote it; else None."""
-        for backend in ("eager", "onnxruntime"):
-            for row in self.of(model):
-                variant = self.subject(row).variant
-                if (
-                    row.valid and row.cell.batch == batch and row.cell.backend == backend and not row.cell.options
-                    and variant and not variant.rewrites and self.subject(row).is_exact_fp32
-                ):  # fmt: skip
-                    return row
-        return None
+    def baseline(self, row: Measurement) -> Measurement | None:
+        """Eager fp32 under the same conditions; without it ONNX Runtime on fp32 as it was exported; else None."""
+        rivals = [
+            other for other in self.of(self.subject(row).model)
+            if other.valid and (other.cell.conditions, other.heat) == (row.cell.conditions, row.heat)
+        ]  # fmt: skip
+        return find_baseline(rivals, lambda other: (other.cell, self.subject(other)))
 
-    def speedup(self, measurement: Measurement) -> Estimate | None:
+    def speedup(self, row: Measurement) -> Estimate | None:
         """How many times faster than its baseline, paired by round; None without one, or without a computation."""
-        if measurement.check is None:
+        if row.check is None:
             return None
-        base = self.baseline(self.subject(measurement).model, measurement.cell.batch)
-        return stats.speedup(base.rounds_s, measurement.rounds_s) if base else None
+        base = self.baseline(row)
+        return stats.speedup(base.rounds_s, row.rounds_s) if base else None
+
+    def floor(self, row: Measurement) -> float:
+        """By what share equal rows were found to differ in this run, under the row's conditions; at least 1%.
+
+        From the A/A pair: the baseline and its twin are one artifact in one engine, in two processes.
+        """
+        model = self.subject(row).model
+        for twin in self.measurements:
+            if twin.cell.twin and twin.valid and self.subject(twin).model == model:
+                base = self.baseline(twin)
+                if base and twin.cell.conditions == row.cell.conditions:
+                    ratio = stats.speedup(base.rounds_s, twin.rounds_s).value
+                    return max(LEAST_FLOOR, abs(ratio - 1), abs(1 / ratio - 1))
+        return LEAST_FLOOR
 
     def verified(self, measurement: Measurement) -> bool:
         """Whether a record vouches for the file and this very session was found to keep its promise."""
@@ -134,13 +188,31 @@ class Report(Record, frozen=True, kw_only=True):
             and check.cosine is not None and self.subject(measurement).passed
         )  # fmt: skip
 
-    def fastest(self, model: str, batch: int, max_drop: float) -> list[Measurement]:
-        """The verified rows within `max_drop` percentage points of top-1, fastest first."""
-        rows = [row for row in self.of(model) if row.cell.batch == batch and self.verified(row)]
-        return sorted((row for row in rows if self._drop(row) <= max_drop), key=lambda row: row.median.value)
+    def conditions(self, model: str) -> list[tuple[str, int, int, str]]:
+        """The conditions a model was measured under, in order."""
+        return list(dict.fromkeys(row.cell.conditions for row in self.of(model)))
 
-    def _drop(self, row: Measurement) -> float:
+    def fastest(self, model: str, conditions: tuple[str, int, int, str], max_drop: float) -> list[Measurement]:
+        """The verified rows within `max_drop` percentage points of top-1, fastest first."""
+        rows = [row for row in self.of(model) if row.cell.conditions == conditions and self.verified(row)]
+        kept = [row for row in rows if (drop := self.drop(row)) is not None and drop <= max_drop]
+        return sorted(kept, key=lambda row: row.median.value)
+
+    def drop(self, row: Measurement) -> float | None:
+        """Percentage points of top-1 lost; None where it is not known."""
         subject = self.subject(row)
         if subject.drop is None:  # without labels only what computes the same is known to be as accurate
-            return 0.0 if subject.is_exact_fp32 else float("inf")
+            return 0.0 if subject.is_exact_fp32 else None
         return subject.drop
+
+
+def find_baseline(rivals: Iterable[T], of: Callable[[T], tuple[Cell, Subject]]) -> T | None:
+    """Of things that are a cell of a subject each, the one that ratios are to."""
+    rivals = list(rivals)
+    for backend in ("eager", "onnxruntime"):
+        for rival in rivals:
+            cell, subject = of(rival)
+            plain = subject.variant is not None and not subject.variant.rewrites and subject.is_exact_fp32
+            if cell.backend == backend and not cell.options and plain:
+                return rival
+    return None

@@ -19,8 +19,12 @@ def pooled(rounds: Rounds) -> np.ndarray:
 
 def percentile(samples: np.ndarray, q: float) -> float | None:
     """The `q` percentile (0 < q < 1), or None below about 10 / (1 - q) samples: p99 of 71 samples is the maximum."""
-    needed = 10 / (1 - q)
-    return float(np.quantile(samples, q)) if q <= 0.5 or len(samples) >= needed - 1e-6 else None
+    return float(np.quantile(samples, q)) if q <= 0.5 or len(samples) >= needed(q) else None
+
+
+def needed(q: float) -> int:
+    """How many samples the `q` percentile takes: ten beyond it."""
+    return round(10 / (1 - q))
 
 
 def median(rounds: Rounds) -> Estimate:

@@ -2,8 +2,8 @@
 
     {"do": "open", "path": …, "backend": …, "device": …, "threads": …, "options": {…}, "factories": […]}
     {"do": "load", "batch": 8, "input": [null, 3, 224, 224]}   -> times, what the engine attests, its check
-    {"do": "warm", "seconds": 1.0}
-    {"do": "turn", "seconds": 0.2, "at_least": 3, "at_most": 1000}   -> nanoseconds of every sample
+    {"do": "warm", "regime": "device", "seconds": 1.0}
+    {"do": "turn", "regime": "device", "seconds": 0.2, "at_least": 3, "at_most": 1000}   -> nanoseconds of every sample
     {"do": "inspect", "path": …}                               -> inputs of a foreign ONNX file
 
 Run by `trainers.process`, never by hand. An engine that needs no PyTorch runs here without importing it.
@@ -11,19 +11,25 @@ Run by `trainers.process`, never by hand. An engine that needs no PyTorch runs h
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export.artifact import Artifact, Found
 from runtime import backends
 from runtime.backend import Backend, Session
 from trainers import external
 from trainers.serving import peak_bytes, serve
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from runtime.measure import Work
 
 WARM_SHARE = 0.1  # of a turn, before its samples: caches and threads were the other workers'
 
@@ -33,6 +39,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._session: Session | None = None
+        self._works: dict[str, Work] = {}  # by regime
 
     def open(
         self, *, path: str, backend: str, device: str, threads: int, options: dict[str, str],
@@ -50,6 +57,7 @@ class Worker:
         self._found = Found(path=file, record=record)
         self._backend: Backend = backends.get(backend)
         self._device, self._threads, self._options = device, threads, options
+        pin(threads)
         return {}
 
     def load(self, *, batch: int, input: list[int | None]) -> dict[str, Any]:
@@ -60,21 +68,31 @@ class Worker:
             self._found, device=self._device, threads=self._threads, batch=batch, options=self._options
         )
         load_s = time.perf_counter() - started - session.build_s
-        first_s, check = _first_and_check(session, self._backend, self._found, batch, input)
+        first_s, check, self._x = _first_and_check(session, self._backend, self._found, batch, input)
         return {"build_s": session.build_s, "load_s": load_s, "first_s": first_s, "attested": session.attested,
                 "check": check, "peak_bytes": peak_bytes()}  # fmt: skip
 
-    def warm(self, *, seconds: float) -> dict[str, Any]:
-        from runtime.measure import warm_up
+    def warm(self, *, regime: str, seconds: float) -> dict[str, Any]:
+        from runtime.measure import REGIMES, warm_up
 
-        return {"steps": warm_up(self._loaded(), seconds=seconds)}
+        assert self._session is not None, "load comes before warm"
+        work = self._works[regime] = REGIMES[regime](self._session, self._x)
+        count, steady = warm_up(work, seconds=seconds)
+        return {"warm_samples": count, "steady": steady}
 
-    def turn(self, *, seconds: float, at_least: int, at_most: int) -> dict[str, Any]:
+    def turn(self, *, regime: str, seconds: float, at_least: int, at_most: int) -> dict[str, Any]:
+        from runtime.energy import joules
         from runtime.measure import samples
 
-        samples(self._loaded(), seconds=WARM_SHARE * seconds)
-        taken = samples(self._loaded(), seconds=seconds, at_least=at_least, at_most=at_most)
-        return {"samples_ns": taken, "peak_bytes": peak_bytes()}
+        work = self._works[regime]
+        samples(work, seconds=WARM_SHARE * seconds)
+        before = joules()
+        taken = samples(work, seconds=seconds, at_least=at_least, at_most=at_most)
+        after = joules()
+        used = None
+        if before is not None and after is not None and after > before:
+            used = (after - before) / (len(taken) * work.steps)
+        return {"samples_ns": taken, "peak_bytes": peak_bytes(), "joules": used}
 
     def inspect(self, *, path: str) -> dict[str, Any]:
         from export.foreign import inspect
@@ -85,20 +103,22 @@ class Worker:
         """Which of these modules this process has imported."""
         return {"imported": [name for name in names if name in sys.modules]}
 
-    def _loaded(self) -> Session:
-        assert self._session is not None, "load comes before warm and turn"
-        return self._session
-
     def _close(self) -> None:
         if self._session is not None:
             self._session.close()
-            self._session = None
+            self._session, self._works = None, {}
+
+
+def pin(threads: int) -> None:
+    """Keep the process, and every thread that it starts, on as many cores as it may use threads."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def _first_and_check(
     session: Session, backend: Backend, found: Found, batch: int, shape: list[int | None]
-) -> tuple[float, dict[str, Any] | None]:
-    """Time the first inference, check the outputs, and leave one batch bound for the timed steps."""
+) -> tuple[float, dict[str, Any] | None, np.ndarray]:
+    """Time the first inference and check the outputs; returns also the batch that the timed steps are for."""
     import msgspec
     import numpy as np
 
@@ -116,15 +136,12 @@ def _first_and_check(
     logits = check.answers(session, x, batch)
     first_s = time.perf_counter() - started
     if not backend.computes:
-        return first_s, None
+        return first_s, None, x
     if reference is not None and record is not None:
         result = check.judge(check.answers(session, reference.images, batch), reference, record)
-        session.bind(x)
     else:
         result = check.finite(logits)
-    session.step()
-    session.sync()
-    return first_s, msgspec.to_builtins(result)
+    return first_s, msgspec.to_builtins(result), x
 
 
 def explain(error: Exception) -> str:

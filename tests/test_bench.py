@@ -20,9 +20,13 @@ import pytest
 import runtime_artifacts
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import bench, targets
-from runtime.contender import Contender, Plan
-from runtime.report import table, verdict
+from runtime import targets
+from runtime.bench import Bench
+from runtime.contender import Contender
+from runtime.machine import State
+from runtime.measure import REGIMES
+from runtime.plan import Plan
+from runtime.report import summary, table
 from runtime.results import Report
 from trainers.manifest import UserError, environment
 from trainers.process import Worker, WorkerError
@@ -43,7 +47,7 @@ def report(made: Path) -> Report:
     plan = Plan(backends=("eager", "onnxruntime", "tensorrt", "null"), batches=(1, 4), rounds=4, seconds=0.2)
     found, stale = targets.resolve(["simplecnn"], made.parent, None)
     assert not stale
-    return bench.measure(found, plan, environment())
+    return Bench(found, plan, environment()).run()
 
 
 def small(path: Path, nodes: list[onnx.NodeProto], *values: tuple[str, np.ndarray]) -> Path:
@@ -83,7 +87,8 @@ def huge(path: Path) -> Path:
 
 def contender(path: Path, folder: Path, **plan: object) -> Contender:
     (target,), _ = targets.resolve([str(path)], folder, None)
-    return Contender(target, "onnxruntime", {}, Plan(backends=("onnxruntime",), rounds=2, seconds=0.1, **plan))  # type: ignore[arg-type]
+    short = Plan(backends=("onnxruntime",), rounds=2, seconds=0.1, **plan)  # type: ignore[arg-type]
+    return Contender(target, "onnxruntime", {}, short, threads=1)
 
 
 def test_every_fitting_pair_is_a_row_with_all_its_samples(report: Report) -> None:
@@ -93,7 +98,7 @@ def test_every_fitting_pair_is_a_row_with_all_its_samples(report: Report) -> Non
         ("onnxruntime", "simplecnn-dynamo-exact-fp32"),
         ("onnxruntime", "simplecnn-dynamo-exact-int8"),
     ]
-    assert len(report.measurements) == 2 * (len(pairs) + 3)
+    assert len(report.measurements) == 2 * (len(pairs) + 3 + 1)  # null's three, and the baseline's twin
     for row in report.measurements:
         assert row.valid, row.error
         assert len(row.rounds_s) == 4
@@ -107,15 +112,16 @@ def test_rows_are_verified_in_the_timed_session_and_null_is_not_ranked(report: R
 
 
 def test_ratios_are_to_eager_fp32_and_without_it_to_onnx_runtime(report: Report) -> None:
-    base = report.baseline("simplecnn", 4)
-    assert base
+    eager = next(row for row in report.of("simplecnn") if row.cell.backend == "eager" and row.cell.batch == 4)
+    base = report.baseline(eager)
+    assert base is eager
     assert (base.cell.backend, base.cell.batch) == ("eager", 4)
     ratio = report.speedup(base)
     assert ratio
     assert ratio.value == ratio.low == ratio.high == 1.0
     rest = tuple(row for row in report.measurements if row.cell.backend != "eager")
     lean = msgspec.structs.replace(report, measurements=rest)
-    base = lean.baseline("simplecnn", 4)
+    base = lean.baseline(rest[0])
     assert base
     assert (base.cell.backend, base.cell.artifact) == ("onnxruntime", "simplecnn-dynamo-exact-fp32")
     assert "ONNX Runtime fp32 (no eager row)" in table.title(lean, "simplecnn")
@@ -127,20 +133,20 @@ def test_a_missing_engine_is_a_line_with_its_reason(report: Report) -> None:
 
 
 def test_one_sentence_a_batch_names_the_fastest_verified_row(report: Report) -> None:
-    for batch, sentence in zip((1, 4), verdict.sentences(report), strict=True):
+    for batch, sentence in zip((1, 4), summary.sentences(report), strict=True):
         rows = [row for row in report.measurements if row.cell.batch == batch and report.verified(row)]
         fastest = min(rows, key=lambda row: row.median.value)
         assert report.subject(fastest).drop is not None
-        allowed = [row for row in rows if (report.subject(row).drop or 0.0) <= verdict.MAX_DROP]
+        allowed = [row for row in rows if (report.subject(row).drop or 0.0) <= report.plan.max_drop]
         assert min(allowed, key=lambda row: row.median.value).cell.artifact in sentence
 
 
 def test_a_busy_machine_is_said_wherever_a_ratio_is(report: Report) -> None:
-    quiet, busy = (msgspec.structs.replace(report, other_load=load) for load in (0.05, 1.5))
+    quiet, busy = (msgspec.structs.replace(report, states=(State(other_load=load),)) for load in (0.05, 1.5))
     assert "DISTURBED: others used 1.5 cores" in table.title(busy, "simplecnn")
     assert "DISTURBED" not in table.title(quiet, "simplecnn")
-    assert all("provisional" in sentence for sentence in verdict.sentences(busy))
-    assert not any("provisional" in sentence for sentence in verdict.sentences(quiet))
+    assert all("provisional" in sentence for sentence in summary.sentences(busy))
+    assert not any("provisional" in sentence for sentence in summary.sentences(quiet))
 
 
 @pytest.mark.skipif(not STAT.exists(), reason="only Linux tells")
@@ -162,27 +168,86 @@ def test_a_report_reads_back_as_it_was(report: Report, tmp_path: Path) -> None:
 def test_a_crash_becomes_a_row_and_the_next_batch_starts_afresh(made: Path) -> None:
     runner = contender(made / "simplecnn-dynamo-exact-fp32.onnx", made.parent)
     try:
-        runner.load(1)
+        runner.load(1, 0)
         assert runner._worker
         os.kill(runner._worker.pid, signal.SIGSEGV)
         runner.turn()
         runner.turn()
-        row = runner.finish()
+        row = runner.rows()[0]
         assert not row.valid
         assert row.error
         assert row.error.startswith("crashed: SIGSEGV")
-        runner.load(2)
+        runner.load(2, 0)
         runner.turn()
-        assert runner.finish().valid
+        assert runner.rows()[0].valid
     finally:
         runner.close()
+
+
+def test_what_memory_does_not_hold_runs_in_heats_with_the_baseline_in_each(made: Path) -> None:
+    """A machine that is said to have too little memory for two workers."""
+    found, _ = targets.resolve(["simplecnn"], made.parent, None)
+    tiny = msgspec.structs.replace(environment(), memory_bytes=1 << 20)
+    plan = Plan(backends=("onnxruntime",), rounds=2, seconds=0.05, twin=False)
+    report = Bench(found, plan, tiny).run()
+    assert [(row.cell.artifact, row.heat) for row in report.measurements] == [
+        ("simplecnn-dynamo-exact-fp32", 0), ("simplecnn-dynamo-exact-fp32", 1), ("simplecnn-dynamo-exact-int8", 1),
+    ]  # fmt: skip
+    base, again, int8 = report.measurements
+    assert report.baseline(int8) is again
+    assert report.baseline(base) is base
+    assert [row.cell.artifact for row in table.ordered(report.measurements)].count(base.cell.artifact) == 1
+
+
+def test_sweeps_and_regimes_are_rows_compared_with_their_like(made: Path) -> None:
+    found, _ = targets.resolve([str(made / "simplecnn-dynamo-exact-fp32.onnx")], made.parent, None)
+    plan = Plan(backends=("onnxruntime",), batches=(1, 2), threads=(1, 2), regimes=tuple(REGIMES), rounds=2,
+                seconds=0.05, options=({"graph": "all"}, {"graph": "basic"}), twin=False)  # fmt: skip
+    report = Bench(found, plan, environment()).run()
+    assert len(report.measurements) == 2 * 2 * 2 * 3
+    assert all(row.valid for row in report.measurements)
+    for row in report.measurements:
+        base = report.baseline(row)
+        assert base is not None
+        assert base.cell.conditions == row.cell.conditions
+        assert not base.cell.options
+    assert {"threads>", "regime"} <= set(table.columns(report))
+
+
+def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(made: Path, tmp_path: Path) -> None:
+    for path in made.glob("*.*"):
+        (tmp_path / "simplecnn").mkdir(exist_ok=True)
+        (tmp_path / "simplecnn" / path.name).write_bytes(path.read_bytes())
+    arguments = ["bench", "simplecnn", "--artifacts", str(tmp_path), "--backends", "onnxruntime", "--rounds", "6",
+                 "--seconds", "6"]  # fmt: skip
+    victim = subprocess.Popen([sys.executable, "-m", "runtime", *arguments], stderr=subprocess.PIPE, text=True)
+    reports = tmp_path / "reports"
+    while victim.poll() is None and not list(reports.glob("unfinished-*.json")):
+        time.sleep(0.05)
+    victim.send_signal(signal.SIGINT)
+    said = victim.communicate(timeout=60)[1]
+    assert victim.returncode == 130
+    assert "the same command with --resume goes on" in said
+    (unfinished,) = reports.glob("*.json")
+    begun = Report.load(unfinished)
+    assert not begun.complete
+    taken = len(begun.measurements[0].rounds_s)
+    assert 1 <= taken < 6
+    done = runtime_artifacts.command("runtime", *arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    (saved,) = reports.glob("*.json")
+    report = Report.load(saved)
+    assert report.complete
+    for old, new in zip(begun.measurements, report.measurements, strict=True):
+        assert new.rounds_s[:taken] == old.rounds_s
+        assert len(new.rounds_s) == 6
 
 
 def test_a_file_that_never_ends_is_given_up(tmp_path: Path) -> None:
     runner = contender(endless(tmp_path / "endless.onnx"), tmp_path, timeout=3.0)
     try:
-        runner.load(1)
-        assert runner.finish().error == "hung: no answer to 'load' within 3 s"
+        runner.load(1, 0)
+        assert runner.rows()[0].error == "hung: no answer to 'load' within 3 s"
     finally:
         runner.close()
 
@@ -190,8 +255,8 @@ def test_a_file_that_never_ends_is_given_up(tmp_path: Path) -> None:
 def test_a_file_that_takes_all_memory_is_stopped(tmp_path: Path) -> None:
     runner = contender(huge(tmp_path / "huge.onnx"), tmp_path, memory_bytes=2 * GIB)
     try:
-        runner.load(1)
-        error = runner.finish().error
+        runner.load(1, 0)
+        error = runner.rows()[0].error
         assert error
         assert "ConstantOfShape" in error
         assert "\n" not in error
@@ -208,7 +273,7 @@ def test_a_damaged_artifact_is_not_measured(made: Path, tmp_path: Path) -> None:
     victim.write_bytes(content)
     found, _ = targets.resolve([str(tmp_path)], tmp_path, None)
     plan = Plan(backends=("onnxruntime",), rounds=2, seconds=0.1)
-    rows = {row.cell.artifact: row for row in bench.measure(found, plan, environment()).measurements}
+    rows = {row.cell.artifact: row for row in Bench(found, plan, environment()).run().measurements}
     assert "sha256 differs" in (rows[victim.stem].error or "")
     assert rows["simplecnn-dynamo-exact-fp32"].valid
     with pytest.raises(UserError, match="sha256 differs"):
@@ -271,7 +336,10 @@ def test_the_command_line_measures_and_reports(made: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert len(document["measurements"]) == 3
+    assert len(document["measurements"]) == 4
+    assert [row["cell"]["artifact"] for row in document["measurements"] if row["cell"]["twin"]] == [
+        "simplecnn-torch-exact-fp32"
+    ]
     assert "fastest verified variant" in done.stderr
     (saved,) = (made.parent / "reports").glob("*.json")
     assert json.loads(saved.read_text()) == document

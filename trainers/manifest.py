@@ -237,7 +237,7 @@ def usable_threads() -> int:
 def gpu() -> str | None:
     """Name, memory and driver of the NVIDIA GPUs, or None."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    lines = _output(query)
+    lines = output_of(query)
     return "; ".join(lines.splitlines()) if lines else None
 
 
@@ -267,10 +267,11 @@ def _memory() -> int:
 def _revision() -> str | None:
     """The git revision of this source tree, marked when it has local changes."""
     here = str(Path(__file__).parent)
-    return _output(["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12"]) or None
+    return output_of(["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12"]) or None
 
 
-def _output(command: list[str]) -> str:
+def output_of(command: list[str]) -> str:
+    """What a program prints, or nothing where it is not there or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

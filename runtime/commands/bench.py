@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from runtime.measure import REGIMES
 from trainers.checkpoint import folder_name
 from trainers.cli import FAILED, OK, add_common, choose, emit, positive
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
-    from runtime.contender import Plan
+    from runtime.plan import Plan
     from runtime.results import Report
     from trainers.manifest import Environment
 
@@ -21,8 +23,13 @@ SUMMARY = "measure artifacts in every engine that loads them"
 EXAMPLES = """\
 examples:
   python -m runtime bench convnext
+  python -m runtime bench convnext --quick                       a first answer in minutes
   python -m runtime bench convnext resnet18 --backends eager,onnxruntime --batch 1,8,32
+  python -m runtime bench resnet18 --regime device,end-to-end,throughput --threads 1,2
+  python -m runtime bench resnet18 --backends openvino --option precision=own,bf16
   python -m runtime bench path/to/model.onnx --threads 1 --json > report.json
+
+Exit status 1: nothing could be measured, or with --strict a row ran otherwise than its record says.
 """
 NOT_BY_DEFAULT = ("null",)  # measured only when named
 
@@ -32,26 +39,46 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", action="append", default=[], metavar="FILE.py:FACTORY",
                         help="the file of a model of your own, for PyTorch's engines: no record runs it")  # fmt: skip
     parser.add_argument("--backends", metavar="A,B", help="engines to measure (default: all but null)")
-    parser.add_argument("--batch", type=batches, default=(1,), metavar="1,8,32", help="batch sizes (default: 1)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all usable cores)")
+    parser.add_argument("--batch", type=counts, default=(1,), metavar="1,8,32", help="batch sizes (default: 1)")
+    parser.add_argument("--threads", type=counts, metavar="1,2", help="CPU threads (default: all usable cores)")
+    parser.add_argument("--regime", type=regimes, default=("device",), metavar="A,B",
+                        help="device: one inference, input and output resident (default); end-to-end: from a host "
+                             "array to a host array; throughput: as many in flight as the engine takes")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="auto takes the GPU where there is one")  # fmt: skip
+    parser.add_argument("--quick", action="store_true",
+                        help="the baselines and the 8 likeliest artifacts, 100 samples or 3 s a row")  # fmt: skip
     parser.add_argument("--rounds", type=positive, default=10, metavar="R", help="interleaved rounds (default: 10)")
-    parser.add_argument("--seconds", type=seconds, default=2.0, metavar="S",
+    parser.add_argument("--seconds", type=seconds, metavar="S",
                         help="timed seconds a row, over all rounds (default: 2)")  # fmt: skip
+    parser.add_argument("--max-drop", type=float, default=1.0, metavar="POINTS",
+                        help="top-1 that a recommended row may lose, in percentage points (default: 1)")  # fmt: skip
+    parser.add_argument("--strict", action="store_true",
+                        help="exit 1 if a row ran otherwise than its record says")  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="go on with the same run, interrupted before")
     parser.add_argument("--timeout", type=seconds, default=300.0, metavar="S",
                         help="give a row up when one load or turn takes longer (default: 300)")  # fmt: skip
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
-                        help="an engine's own setting; it becomes part of the row's name")  # fmt: skip
+                        help="an engine's own setting (python -m runtime backends lists them); it becomes part of the "
+                             "row's name, and several values with commas are a row each")  # fmt: skip
     add_common(parser)
 
 
-def batches(text: str) -> tuple[int, ...]:
-    """argparse type: comma-separated batch sizes, each once."""
+def counts(text: str) -> tuple[int, ...]:
+    """argparse type: comma-separated counts, each once."""
     return tuple(dict.fromkeys(positive(part) for part in text.split(",")))
 
 
-batches.__name__ = "list of batch sizes"
+counts.__name__ = "list of counts"
+
+
+def regimes(text: str) -> tuple[str, ...]:
+    """argparse type: comma-separated regimes, each once."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    unknown = [name for name in found if name not in REGIMES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown regime {unknown[0]!r}; choose from {', '.join(REGIMES)}")
+    return found
 
 
 def seconds(text: str) -> float:
@@ -63,35 +90,58 @@ def seconds(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, print the table, write the report. Exit 1 when nothing could be measured."""
-    from runtime import targets
-    from runtime.bench import measure, memory_limit
-    from runtime.report import table, verdict
+    """Measure, print the table, write the report. Exit 1 when nothing could be measured, or --strict found fault."""
+    from runtime import quick, targets
+    from runtime.bench import Bench, memory_limit
+    from runtime.report import summary, table
     from trainers import manifest
     from trainers.cli import progress
 
     environment = manifest.environment()
     plan = _plan(arguments, environment)
     found, stale = targets.resolve(arguments.targets, arguments.artifacts, memory_limit(environment, plan.device))
+    found, left_out = quick.choose(found, plan.max_drop) if arguments.quick else (found, [])
+    unfinished = arguments.artifacts / "reports" / f"unfinished-{plan.key(t.subject.sha256 for t in found)}.json"
+    known = _known(unfinished, arguments.resume)
+    bench = Bench(found, plan, environment, stale=stale, left_out=left_out, known=known)
     with progress() as bars:
         task = bars.add_task("starting", total=None)
-        report = measure(
-            found, plan, environment, stale=stale,
-            progress=lambda what, done, total: bars.update(task, description=what, completed=done, total=total),
-        )  # fmt: skip
+        try:
+            report = bench.run(
+                progress=lambda what, done, total: bars.update(task, description=what, completed=done, total=total),
+                after_round=lambda report: report.save(unfinished),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if unfinished.exists():
+                print("the rounds so far are kept; the same command with --resume goes on", file=sys.stderr)
+            raise
     path = save(report, arguments.artifacts)
+    unfinished.unlink(missing_ok=True)
     if arguments.json:
         emit(report.to_document())
     table.show(report, stderr=arguments.json)
-    verdict.show(report, path, stderr=arguments.json)
-    return OK if any(row.valid for row in report.measurements) else FAILED
+    summary.show(report, path, stderr=arguments.json)
+    failed = plan.strict and any(row.shortfall for row in report.measurements)
+    return OK if any(row.valid for row in report.measurements) and not failed else FAILED
+
+
+def _known(unfinished: Path, resume: bool) -> Report | None:
+    """What an interrupted run of the same plan has left, if it is to go on."""
+    from runtime.results import Report
+
+    if not resume:
+        return None
+    known = Report.find(unfinished)
+    if known is None:
+        print("nothing to resume: no interrupted run of this command on these artifacts; starting", file=sys.stderr)
+    return known
 
 
 def _plan(arguments: argparse.Namespace, environment: Environment) -> Plan:
     """The flags as a Plan. Raises UserError on a backend, option, thread count or device that cannot be."""
-    from runtime import backends
+    from runtime import backends, quick
     from runtime.bench import check_options, memory_limit
-    from runtime.contender import Plan
+    from runtime.plan import Plan, sweep
 
     known = backends.names()
     names = arguments.backends.split(",") if arguments.backends else [n for n in known if n not in NOT_BY_DEFAULT]
@@ -99,10 +149,13 @@ def _plan(arguments: argparse.Namespace, environment: Environment) -> Plan:
     options = _options(arguments.option)
     check_options(options, chosen)
     device = pick_device(arguments.device, environment)
+    samples: dict[str, Any] = {"at_most": max(quick.SAMPLES // arguments.rounds, 3)} if arguments.quick else {}
     return Plan(
         backends=chosen, batches=arguments.batch, device=device, threads=_threads(arguments.threads, environment),
-        rounds=arguments.rounds, seconds=arguments.seconds, timeout=arguments.timeout, options=options,
-        factories=_factories(arguments), memory_bytes=memory_limit(environment, device),
+        regimes=arguments.regime, rounds=arguments.rounds,
+        seconds=arguments.seconds or (quick.SECONDS if arguments.quick else 2.0), timeout=arguments.timeout,
+        options=sweep(options), max_drop=arguments.max_drop, strict=arguments.strict, factories=_factories(arguments),
+        memory_bytes=memory_limit(environment, device), **samples,
     )  # fmt: skip
 
 
@@ -126,18 +179,19 @@ def pick_device(asked: str, environment: Environment) -> str:
     return ("cuda" if environment.gpu else "cpu") if asked == "auto" else asked
 
 
-def _threads(asked: int | None, environment: Environment) -> int:
-    if asked is not None and asked > environment.threads:
-        raise UserError(f"--threads {asked}: this process may use {environment.threads} cores; give at most as many")
-    return asked or environment.threads
+def _threads(asked: tuple[int, ...] | None, environment: Environment) -> tuple[int, ...]:
+    most = max(asked or (1,))
+    if most > environment.threads:
+        raise UserError(f"--threads {most}: this process may use {environment.threads} cores; give at most as many")
+    return asked or (environment.threads,)
 
 
-def _options(pairs: Sequence[str]) -> dict[str, str]:
-    """`--option` pairs as a mapping. Raises UserError on one that is not key=value."""
+def _options(pairs: Sequence[str]) -> dict[str, list[str]]:
+    """`--option` pairs as the values each key is to take. Raises UserError on one that is not key=value."""
     broken = next((pair for pair in pairs if not all(pair.partition("=")[::2])), None)
     if broken is not None:
         raise UserError(f"--option {broken!r} is not key=value; write for example --option graph=basic")
-    return dict(pair.split("=", 1) for pair in pairs)
+    return {key: list(dict.fromkeys(values.split(","))) for key, _, values in (pair.partition("=") for pair in pairs)}
 
 
 def save(report: Report, artifacts: Path) -> Path:

@@ -24,7 +24,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a report again."""
-    from runtime.report import csv, table, verdict
+    from runtime.report import csv, summary, table
     from runtime.results import Report
 
     if arguments.csv and arguments.json:
@@ -37,13 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(csv.render(found), end="")
     else:
         table.show(found)
-        verdict.show(found, path)
+        summary.show(found, path)
     return OK
 
 
 def latest(artifacts: Path) -> Path:
     """The newest report; their names begin with the time."""
-    paths = sorted((artifacts / "reports").glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    reports = (artifacts / "reports").glob("[0-9]*.json")  # a run that was interrupted is none yet
+    paths = sorted(reports, key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not paths:
         raise UserError(f"no report in {artifacts / 'reports'}; make one with: python -m runtime bench MODEL")
     return paths[-1]

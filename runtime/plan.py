@@ -1,0 +1,49 @@
+"""Plan: what a run of `bench` measures, and how long."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from trainers.manifest import Struct
+
+WARM_S = 1.0  # bound of the warm-up before the first round
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """Artifacts x backends x options x threads x batches x regimes.
+
+    `seconds` is the time for one row over all rounds; `timeout` bounds one load or turn.
+    """
+
+    backends: tuple[str, ...]
+    batches: tuple[int, ...] = (1,)
+    threads: tuple[int, ...] = (1,)
+    regimes: tuple[str, ...] = ("device",)
+    options: tuple[dict[str, str], ...] = ({},)
+    device: str = "cpu"
+    rounds: int = 10
+    seconds: float = 2.0
+    at_least: int = 3  # samples a turn: enough for a median
+    at_most: int = 1000  # samples a turn: few enough to keep them all
+    timeout: float = 300.0
+    max_drop: float = 1.0  # percentage points of top-1 that a recommended row may cost
+    strict: bool = False  # a row that ran otherwise than its artifact says has failed
+    twin: bool = True  # measure the baseline twice, in two workers: what they differ by is noise
+    factories: tuple[str, ...] = ()  # FILE.py:FACTORY of the user's own models that may be run
+    memory_bytes: int | None = None  # bound on a worker's private memory
+
+    def key(self, artifacts: Iterable[str]) -> str:
+        """What a run is continued by: the same plan for the same artifacts, which are named by their sha256."""
+        asked = msgspec.json.encode([msgspec.structs.replace(self, timeout=0.0), sorted(artifacts)], order="sorted")
+        return hashlib.sha256(asked).hexdigest()[:16]
+
+
+def sweep(values: Mapping[str, Sequence[str]]) -> tuple[dict[str, str], ...]:
+    """Every combination of the values that each option is to take."""
+    combinations: list[dict[str, str]] = [{}]
+    for key, choices in values.items():
+        combinations = [{**made, key: choice} for made in combinations for choice in choices]
+    return tuple(combinations)

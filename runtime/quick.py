@@ -1,0 +1,36 @@
+"""--quick: the artifacts most likely to win, by what their records say, so that a first answer takes minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runtime.results import Subject
+from runtime.targets import Target
+
+ARTIFACTS = 8  # besides the baselines, a model
+SAMPLES, SECONDS = 100, 3.0  # of a row: whichever comes first
+
+
+def choose(targets: Sequence[Target], max_drop: float) -> tuple[list[Target], list[str]]:
+    """The baselines and each model's best others, in the order given; and the names of those left out.
+
+    Best: within its tolerance and its accuracy budget, then fewest bytes, for what is smaller is moved and computed
+    faster.
+    """
+    chosen: set[str] = set()
+    for model in dict.fromkeys(target.subject.model for target in targets):
+        subjects = [target.subject for target in targets if target.subject.model == model]
+        others = sorted((s for s in subjects if not _is_plain(s)), key=lambda s: (_is_bad(s, max_drop), s.bytes))
+        chosen.update(subject.name for subject in subjects if _is_plain(subject))
+        chosen.update(subject.name for subject in others[:ARTIFACTS])
+    kept = [target for target in targets if target.subject.name in chosen]
+    return kept, [target.subject.name for target in targets if target.subject.name not in chosen]
+
+
+def _is_plain(subject: Subject) -> bool:
+    """A baseline: the checkpoint's own arithmetic, as an exporter wrote it."""
+    return subject.is_exact_fp32 and subject.variant is not None and not subject.variant.rewrites
+
+
+def _is_bad(subject: Subject, max_drop: float) -> bool:
+    return not subject.passed or (subject.drop or 0.0) > max_drop

@@ -1,0 +1,96 @@
+"""A Report in one sentence a model and condition, and what a reader should know before quoting it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from runtime import machine, stats
+from runtime.report.table import milliseconds
+from runtime.results import Measurement, Report
+from runtime.verdict import slower_than_float
+from trainers.cli import console
+
+Conditions = tuple[str, int, int, str]
+
+
+def sentences(report: Report) -> list[str]:
+    """For each model and condition: the fastest verified variant that keeps its accuracy."""
+    return [_sentence(report, model, one) for model in report.models() for one in report.conditions(model)]
+
+
+def warnings(report: Report) -> list[str]:
+    """What may have bent the times, and what the times themselves show to be unwise."""
+    found = []
+    if report.disturbances:
+        found.append(f"warning: {'; '.join(report.disturbances)}: this slows some engines more than others; measure "
+                     "again on a quiet machine")  # fmt: skip
+    unsteady = [f"{row.cell.artifact} in {row.cell.engine}" for row in report.measurements if row.steady is False]
+    if unsteady:
+        found.append(f"still getting faster when the warm-up ended: {', '.join(dict.fromkeys(unsteady))}")
+    found += machine.notes(report.states)
+    return found + [line for model in report.models() for line in slower_than_float(report, model)]
+
+
+def show(report: Report, path: Path, *, stderr: bool = False) -> None:
+    """Print the sentences, where the report is, and how to look at the file that came first."""
+    shown = console(stderr=stderr)
+    for sentence in (*warnings(report), *sentences(report)):
+        shown.print(sentence, markup=False)
+    shown.print(f"report: {path}", markup=False)
+    row = best(report)
+    if row is not None:
+        shown.print(f"graph: netron {shlex.quote(report.subject(row).path)}", markup=False)
+
+
+def best(report: Report) -> Measurement | None:
+    """The row that the first sentence names."""
+    for model in report.models():
+        for conditions in report.conditions(model):
+            if rows := report.fastest(model, conditions, report.plan.max_drop):
+                return rows[0]
+    return None
+
+
+def named(report: Report, model: str, conditions: Conditions) -> str:
+    """The model, and of the conditions what varies in this run."""
+    _, batch, threads, regime = conditions
+    parts = [f"batch {batch}"]
+    parts += [f"{threads} threads"] if len(report.plan.threads) > 1 else []
+    parts += [regime] if report.plan.regimes != ("device",) else []
+    return ", ".join([model, *parts])
+
+
+def _sentence(report: Report, model: str, conditions: Conditions) -> str:
+    budget = f"{report.plan.max_drop:g} point{'s' if report.plan.max_drop != 1 else ''}"
+    rows = report.fastest(model, conditions, report.plan.max_drop)
+    where = named(report, model, conditions)
+    if not rows:
+        return f"{where}: no verified variant within {budget} of accuracy was measured."
+    row = rows[0]
+    text = (
+        f"{where}: fastest verified variant within {budget} of accuracy is {row.cell.artifact} in "
+        f"{row.cell.engine}, {milliseconds(row.median.value)} ms{_ratio(report, row)}"
+    )
+    return f"{text}{_tie(row, rows[1:])}{' (provisional: the machine was busy)' if report.disturbances else ''}."
+
+
+def _ratio(report: Report, row: Measurement) -> str:
+    base, ratio = report.baseline(row), report.speedup(row)
+    if base is None or ratio is None or base is row:
+        return ""
+    name = "eager fp32" if base.cell.backend == "eager" else "ONNX Runtime fp32"
+    if ratio.is_vague:
+        return f", but too noisy to say how much faster than {name} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+    return f", {ratio.value:.2f} times as fast as {name} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def _tie(row: Measurement, others: list[Measurement]) -> str:
+    """The runner-up, when the rounds do not tell the two apart."""
+    rivals = [other for other in others if other.heat == row.heat]
+    if not rivals:
+        return ""
+    ratio = stats.speedup(rivals[0].rounds_s, row.rounds_s)
+    if ratio.low > 1:
+        return ""
+    return f"; {rivals[0].cell.artifact} in {rivals[0].cell.engine} is not measurably slower"
