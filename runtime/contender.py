@@ -18,6 +18,8 @@ from trainers.process import Worker, WorkerError
 class Contender:
     """Loads, takes turns and becomes a row in each regime; whatever kills its worker becomes those rows' reason."""
 
+    module = "runtime.worker"  # the worker's program
+
     def __init__(
         self, target: Target, backend: str, options: dict[str, str], plan: Plan, *, threads: int, twin: bool = False
     ) -> None:
@@ -98,7 +100,7 @@ class Contender:
         """Start the worker, once; again only after it failed at another batch size."""
         if self._worker is not None:
             return
-        self._worker = Worker("runtime.worker", threads=self._threads, memory_bytes=self._plan.memory_bytes)
+        self._worker = Worker(self.module, threads=self._threads, memory_bytes=self._plan.memory_bytes)
         self._ask("open", path=str(self.target.found.path), backend=self.backend, device=self._plan.device,
                   threads=self._threads, options=self.options, factories=list(self._plan.factories))  # fmt: skip
 

@@ -32,7 +32,7 @@ def judge(report: Report, row: Measurement) -> Verdict | None:
         return Verdict(DROP, f"it ran otherwise than its record says: {row.shortfall}")
     if not report.verified(row):
         return Verdict(DROP, "nobody vouches for its outputs")
-    return _accuracy(report, row, ratio) or _speed(ratio, report.floor(row))
+    return _accuracy(report, row, ratio) or speed(ratio, report.floor(row))
 
 
 def _accuracy(report: Report, row: Measurement, ratio: Estimate) -> Verdict | None:
@@ -45,7 +45,8 @@ def _accuracy(report: Report, row: Measurement, ratio: Estimate) -> Verdict | No
     return None
 
 
-def _speed(ratio: Estimate, floor: float) -> Verdict:
+def speed(ratio: Estimate, floor: float) -> Verdict:
+    """What a ratio to the baseline says, where equal rows differ by the share `floor`."""
     interval = f"95% interval {ratio.low:.2f} to {ratio.high:.2f}"
     if ratio.low > 1 and ratio.value > 1 + floor:
         return Verdict(KEEP, f"{ratio.value:.2f} times as fast ({interval})")

@@ -98,7 +98,7 @@ def test_onnxruntime_computes_every_convolution_in_integers(folder: Path, tmp_pa
     assert after.count("Conv") + after.count("FusedConv") == grouped == (18 if model == "convnext" else 0)
 
 
-@pytest.mark.parametrize("model", models.names())
+@pytest.mark.parametrize("model", ["simplecnn", "convnext"])  # resnet18 has no layer that these have not
 def test_tensorrt_builds_what_qat_trained(tmp_path: Path, model: str) -> None:
     pytest.importorskip("tensorrt_rtx", reason="install the tensorrt-rtx extra to meet TensorRT's compiler")
     pytest.importorskip("torchao", reason="install the qat extra to prepare a model for quantization-aware training")

@@ -1,0 +1,275 @@
+"""Can the numbers of `runtime bench` be trusted? The measuring itself, put to the test on this machine.
+
+    python benchmarks/measuring.py artifacts/resnet18/resnet18-dynamo-exact-fp32.onnx [--only equal,planted]
+
+- floor: what the timing loop adds to a step, by the null backend;
+- equal: an artifact against itself in another worker, again and again: how often are they called different?
+- planted: against itself with 5% more work in every step: how often is it found?
+- neighbour: alone, and beside stopped workers that hold their threads: does the neighbour show?
+- bare: against a plain loop over `session.run` in turns; and OpenVINO's own benchmark_app on the same file;
+- worker: seconds until a worker has loaded, and its peak memory against a minimal script's.
+
+Each experiment uses bench's defaults unless --seconds or --comparisons say otherwise, and the rule of its verdicts.
+Results go to benchmarks/results/measuring.json and, as a page, to docs/measuring-results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)  # for the workers
+
+from runtime import stats, targets  # noqa: E402 (run as a script)
+from runtime.contender import Contender  # noqa: E402
+from runtime.machine import causes, observe  # noqa: E402
+from runtime.plan import Plan  # noqa: E402
+from runtime.results import LEAST_FLOOR, Measurement  # noqa: E402
+from runtime.verdict import DROP, KEEP, speed  # noqa: E402
+from trainers import cli, manifest  # noqa: E402
+
+PLANTED = 0.05
+RELOAD = 10  # comparisons between two workers, before both start anew
+SEEDS = (0, 1, 2)
+MINIMAL = """
+import sys
+{body}
+print([line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1])
+"""
+ORT = """
+import numpy as np, onnxruntime as ort
+o = ort.SessionOptions(); o.intra_op_num_threads = {threads}; o.inter_op_num_threads = 1
+s = ort.InferenceSession(sys.argv[1], o, providers=["CPUExecutionProvider"])
+x = np.zeros((1, *s.get_inputs()[0].shape[1:]), np.float32)
+for _ in range(50): s.run(None, {{s.get_inputs()[0].name: x}})
+"""
+OPENVINO = """
+import numpy as np, openvino as ov
+m = ov.Core().read_model(sys.argv[1]); shape = m.input(0).get_partial_shape(); shape[0] = 1; m.reshape(shape)
+settings = {{"INFERENCE_NUM_THREADS": {threads}, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}}
+c = ov.compile_model(m, "CPU", settings)
+r = c.create_infer_request(); x = np.zeros(list(shape.to_shape()), np.float32)
+for _ in range(50): r.infer([x])
+"""
+
+
+class Slowed(Contender):
+    module = "benchmarks.slowed_worker"
+
+
+class Bare(Contender):
+    module = "benchmarks.bare_worker"
+
+
+def duel(pair: Sequence[Contender], plan: Plan, seed: int) -> stats.Estimate:
+    """How many times faster the second is than the first, by one run of interleaved rounds."""
+    order, shuffle = list(pair), random.Random(seed).shuffle  # noqa: S311 (no secret)
+    before = [len(contender.rows()[0].rounds_s) for contender in pair]
+    for _ in range(plan.rounds):
+        shuffle(order)
+        for contender in order:
+            contender.turn()
+    one, other = (only(contender).rounds_s[start:] for contender, start in zip(pair, before, strict=True))
+    return stats.speedup(one, other)
+
+
+def only(contender: Contender) -> Measurement:
+    (row,) = contender.rows()
+    assert row.error is None, row.error
+    return row
+
+
+@contextlib.contextmanager
+def loaded(*contenders: Contender, batch: int = 1) -> Iterator[None]:
+    try:
+        for contender in contenders:
+            contender.load(batch, 0)
+            only(contender)
+        yield
+    finally:
+        for contender in contenders:
+            contender.close()
+
+
+class Experiments:
+    """Each method is an experiment; its result is a mapping for JSON."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        (self.target,), _ = targets.resolve([str(arguments.artifact)], Path("artifacts"), None)
+        self.count, self.threads = arguments.comparisons, manifest.usable_threads()
+        self.plan = Plan(backends=("onnxruntime",), threads=(self.threads,), seconds=arguments.seconds)
+
+    def contender(self, kind: type[Contender] = Contender, backend: str = "onnxruntime") -> Contender:
+        return kind(self.target, backend, {}, self.plan, threads=self.threads)
+
+    def floor(self) -> dict[str, Any]:
+        contender = self.contender(backend="null")
+        with loaded(contender):
+            contender.turn()
+            return {"microseconds": 1e6 * only(contender).median.value}
+
+    def equal(self) -> dict[str, Any]:
+        return {"share": 0.0, "seeds": [self._duels(Contender, seed, 1) for seed in SEEDS]}
+
+    def planted(self) -> dict[str, Any]:
+        os.environ["SLOWED_BY"] = str(PLANTED)
+        single = self._milliseconds()
+        batch = max(1, round(5.0 / single))  # a model of about 5 ms
+        return {"share": PLANTED, "batch": batch, "milliseconds": batch * single,
+                "seeds": [self._duels(Slowed, 0, batch, max(20, self.count // 5))]}  # fmt: skip
+
+    def _milliseconds(self) -> float:
+        contender = self.contender()
+        with loaded(contender):
+            contender.turn()
+            return 1e3 * only(contender).median.value
+
+    def _duels(self, kind: type[Contender], seed: int, batch: int, count: int | None = None) -> dict[str, Any]:
+        """Comparisons with a contender of that kind: what was said of each."""
+        ratios: list[stats.Estimate] = []
+        count = count or self.count
+        while len(ratios) < count:
+            pair = (self.contender(), self.contender(kind))
+            with loaded(*pair, batch=batch):
+                for _ in range(min(RELOAD, count - len(ratios))):
+                    ratios.append(duel(pair, self.plan, 1000 * seed + len(ratios)))
+                    cli.console(stderr=True).print(f"{kind.__name__} {seed}: {len(ratios)} of {count}", end="\r")
+        words = [speed(ratio, LEAST_FLOOR).word for ratio in ratios]
+        return {"comparisons": count, "faster": words.count(KEEP), "slower": words.count(DROP),
+                "ratios": [round(ratio.value, 5) for ratio in ratios]}  # fmt: skip
+
+    def neighbour(self) -> dict[str, Any]:
+        """The same worker with and without four stopped workers beside it, in alternation."""
+        one, others = self.contender(), [self.contender() for _ in range(4)]
+        alone: list[tuple[float, ...]] = []
+        beside: list[tuple[float, ...]] = []
+        with loaded(one):
+            for turn in range(2 * self.plan.rounds):
+                crowd = others if turn % 2 else []
+                with loaded(*crowd):
+                    for contender in crowd:
+                        contender.turn()  # its threads have just been awake, and spinning
+                    one.turn()
+                    (beside if turn % 2 else alone).append(only(one).rounds_s[-1])
+        ratio = stats.speedup(alone, beside)
+        return {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+
+    def bare(self) -> dict[str, Any]:
+        pair = (self.contender(Bare), self.contender())
+        with loaded(*pair):
+            ratio = duel(pair, self.plan, 0)
+        return {"onnxruntime": {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}, **self._benchmark_app()}
+
+    def _benchmark_app(self) -> dict[str, Any]:
+        """OpenVINO's tool and ours in turns, ABAB: its median latency over ours."""
+        tool = shutil.which("benchmark_app", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        if tool is None:
+            return {}
+        ours = self.contender(backend="openvino")
+        shape = ",".join(map(str, (1, *self.target.input_shape[1:])))
+        command = [
+            tool, "-m", str(self.target.found.path), "-d", "CPU", "-hint", "none", "-nstreams", "1", "-api", "sync",
+            "-nthreads", str(self.threads), "-infer_precision", "f32", "-shape", f"[{shape}]", "-t", "3",
+        ]  # fmt: skip
+        ratios = []
+        with loaded(ours):
+            for _ in range(5):
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                found = re.search(r"Median:\s*([\d.]+) ms", said)
+                assert found is not None, said
+                ours.turn()
+                ratios.append(float(found[1]) / 1e3 / statistics.median(only(ours).rounds_s[-1]))
+        return {"benchmark_app": {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}}
+
+    def worker(self) -> dict[str, Any]:
+        found = {}
+        for backend, body in (("onnxruntime", ORT), ("openvino", OPENVINO)):
+            ours = self.contender(backend=backend)
+            began = time.monotonic()
+            with loaded(ours):
+                seconds = time.monotonic() - began
+                ours.turn()
+                peak = only(ours).peak_bytes or 0
+            script = MINIMAL.format(body=body.format(threads=self.threads))
+            done = subprocess.run([sys.executable, "-c", script, str(self.target.found.path)],
+                                  capture_output=True, text=True, check=True)  # fmt: skip
+            minimal = 1024 * int(done.stdout.split()[-1])
+            found[backend] = {"seconds": seconds, "peak_bytes": peak, "minimal_bytes": minimal}
+        return found
+
+
+def page(document: dict[str, Any]) -> str:
+    """The results in words."""
+    e, found = document["environment"], document["results"]
+    lines = [
+        "# The measuring, measured", "",
+        f"Made by `python benchmarks/measuring.py` with {document['artifact']} on {e['cpu']}, {e['threads']} threads.",
+        *(f"DISTURBED: {cause}." for cause in document["disturbed"]), "",
+        "| experiment | result |", "| --- | --- |",
+    ]  # fmt: skip
+    rows: dict[str, Callable[[dict[str, Any]], str]] = {
+        "floor": lambda r: f"{r['microseconds']:.2f} us a step in the null backend",
+        "equal": lambda r: "called different: " + "; ".join(map(_called, r["seeds"])),
+        "planted": lambda r: f"{r['seeds'][0]['slower']} of {r['seeds'][0]['comparisons']} found: {r['share']:.0%} "
+                             f"more work on {r['milliseconds']:.1f} ms",
+        "neighbour": lambda r: f"beside four stopped workers {_times(r)} as fast",
+        "bare": lambda r: "; ".join(f"{name} takes {_times(one)} our time" for name, one in r.items()),
+        "worker": lambda r: "; ".join(
+            f"{name}: ready after {one['seconds']:.2f} s, {one['peak_bytes'] / one['minimal_bytes']:.2f} times the "
+            "memory of a minimal script" for name, one in r.items()),
+    }  # fmt: skip
+    return "\n".join([*lines, *(f"| {name} | {rows[name](found[name])} |" for name in rows if name in found), ""])
+
+
+def _called(duels: dict[str, Any]) -> str:
+    return f"{duels['faster'] + duels['slower']} of {duels['comparisons']}"
+
+
+def _times(ratio: dict[str, float]) -> str:
+    return f"{ratio['ratio']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] times"
+
+
+def main() -> int:
+    names = ("floor", "equal", "planted", "neighbour", "bare", "worker")
+    parser = cli.Parser(prog="python benchmarks/measuring.py", description=__doc__)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--only", default=",".join(names), help=f"of {', '.join(names)}")
+    parser.add_argument("--comparisons", type=cli.positive, default=100)
+    parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds a row")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "measuring.json")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "measuring-results.md")
+    arguments = parser.parse_args()
+    experiments, states = Experiments(arguments), [observe()]
+    old = json.loads(arguments.results.read_text())["results"] if arguments.results.is_file() else {}
+    results: dict[str, Any] = dict(old)
+    for name in arguments.only.split(","):
+        results[cli.choose(name, names, "experiment")] = getattr(experiments, name)()
+        states.append(observe())
+        document = {
+            "environment": msgspec.to_builtins(manifest.environment()),
+            "artifact": experiments.target.subject.name, "disturbed": causes(tuple(states)), "results": results,
+        }  # fmt: skip
+        manifest.write_atomic(arguments.results, (json.dumps(document, indent=1) + "\n").encode())
+        manifest.write_atomic(arguments.page, page(document).encode())
+    print(page(document))
+    return cli.OK
+
+
+if __name__ == "__main__":
+    cli.run(main)
