@@ -22,6 +22,12 @@ class _Cell(msgspec.Struct):
     backend: str
     batch: int
     options: dict[str, str] = {}
+    regime: str = "device"
+    twin: bool = False  # the same once more, for the noise
+
+    @property
+    def is_plain(self) -> bool:
+        return self.batch == BATCH and not self.options and self.regime == "device" and not self.twin
 
 
 class _Measurement(msgspec.Struct):
@@ -41,7 +47,7 @@ def read(artifacts: Path, wanted: Mapping[str, str]) -> tuple[str | None, dict[s
     `wanted` holds the sha256 of each artifact's file by its name. All figures are from one report, the newest that
     measured any of these files: times of different runs are not to be compared. (None, {}) where there is none.
     """
-    for path in sorted((artifacts / FOLDER).glob("*.json"), reverse=True):
+    for path in sorted((artifacts / FOLDER).glob("[0-9]*.json"), reverse=True):
         try:
             report = msgspec.json.decode(path.read_bytes(), type=_Report)
         except (msgspec.DecodeError, msgspec.ValidationError, OSError):
@@ -56,7 +62,7 @@ def _of(report: _Report, wanted: Mapping[str, str]) -> dict[str, dict[str, float
     found: dict[str, dict[str, float]] = {}
     for row in report.measurements:
         cell = row.cell
-        if cell.artifact in same and cell.batch == BATCH and not cell.options and not row.error and row.rounds_s:
+        if cell.artifact in same and cell.is_plain and not row.error and row.rounds_s:
             samples = [sample for turn in row.rounds_s for sample in turn]
             found.setdefault(cell.artifact, {})[cell.backend] = 1e3 * statistics.median(samples)
     return found
