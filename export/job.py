@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -66,6 +67,13 @@ class Job:
     def origin(self) -> Checkpoint:
         """The fp32 checkpoint that accuracy drops are counted from."""
         return origin(self.checkpoint, self.source)
+
+    @cached_property
+    def brief(self) -> Job:
+        """The same, judged on no more than the reference images."""
+        if self.verify_images is not None and self.verify_images <= reference.REFERENCE_IMAGES:
+            return self
+        return dataclasses.replace(self, verify_images=reference.REFERENCE_IMAGES, made=dict(self.made))
 
     def logits(self, gelu: str) -> np.ndarray:
         """The model's own logits on the verification images, with this activation."""

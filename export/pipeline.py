@@ -186,13 +186,18 @@ def export_module(job: Job, variant: Variant, path: Path) -> None:
 
 
 def source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
-    """The verified fp32 file that a conversion starts from, rewritten where that changes anything; and its ancestry."""
+    """The verified fp32 file that a conversion starts from, rewritten where that changes anything; and its ancestry.
+
+    A rewritten file that nobody asked for by name is verified on the reference images only: its rewrites were proved,
+    and what is made of it is verified in full.
+    """
     bare = msgspec.structs.replace(variant, precision="fp32", target=None, calibration=None, kept=(), rewrites=())
     plain = _parent(job, bare)
     edges = (_edge("fp32", plain),)
     if variant.rewrites:
         with contextlib.suppress(NothingMatched):
-            rewritten = _parent(job, msgspec.structs.replace(bare, rewrites=variant.rewrites))
+            between = msgspec.structs.replace(bare, rewrites=variant.rewrites)
+            rewritten = _parent(job if find_made(job, between) else job.brief, between)
             return rewritten, (*edges, _edge("rewritten", rewritten))
     return plain, edges
 

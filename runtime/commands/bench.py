@@ -41,6 +41,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backends", metavar="A,B", help="engines to measure (default: all but null)")
     parser.add_argument("--batch", type=counts, default=(1,), metavar="1,8,32", help="batch sizes (default: 1)")
     parser.add_argument("--threads", type=counts, metavar="1,2", help="CPU threads (default: all usable cores)")
+    parser.add_argument("--streams", metavar="1,2", help="inferences in flight, for the engines with such an option")
     parser.add_argument("--regime", type=regimes, default=("device",), metavar="A,B",
                         help="device: one inference, input and output resident (default); end-to-end: from a host "
                              "array to a host array; throughput: as many in flight as the engine takes")  # fmt: skip
@@ -146,7 +147,7 @@ def _plan(arguments: argparse.Namespace, environment: Environment) -> Plan:
     known = backends.names()
     names = arguments.backends.split(",") if arguments.backends else [n for n in known if n not in NOT_BY_DEFAULT]
     chosen = tuple(dict.fromkeys(choose(name.strip(), known, "backend") for name in names))
-    options = _options(arguments.option)
+    options = _options([*arguments.option, *([f"streams={arguments.streams}"] if arguments.streams else [])])
     check_options(options, chosen)
     device = pick_device(arguments.device, environment)
     samples: dict[str, Any] = {"at_most": max(quick.SAMPLES // arguments.rounds, 3)} if arguments.quick else {}
