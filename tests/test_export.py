@@ -91,6 +91,14 @@ def test_all_makes_every_variant_of_a_convnext(artifacts: Path) -> None:
     assert made["convnext-dynamo-exact-fp16"]["attested"]["Conv"] == {"float16": 58}
 
 
+def test_what_lies_between_is_verified_on_the_reference_images(artifacts: Path) -> None:
+    succeed("export", "convnext", "--quantize", "--target", "cpu", "--calibration-images", 32, "--verify-images", 100,
+            "--artifacts", artifacts)  # fmt: skip
+    found = {item.name.removeprefix("convnext-dynamo-exact-"): item.record for item in find(artifacts / "convnext")}
+    images = {name: record.parity.images for name, record in found.items() if record}
+    assert (images["fp32"], images["fp32-rewritten"], images["int8"]) == (100, 64, 100)
+
+
 def test_asking_again_makes_nothing_anew(artifacts: Path) -> None:
     first = exported(artifacts, "simplecnn", "--quantize", "fp16")
     again = exported(artifacts, "simplecnn", "--quantize", "fp16")
