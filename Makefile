@@ -18,7 +18,7 @@ demo: $(VENV)/demo-installed
 		$(RUN) -m trainers $$model --resume --artifacts $(ARTIFACTS); \
 		$(RUN) -m export $$model --quantize --artifacts $(ARTIFACTS); \
 	done
-	@$(RUN) -m runtime bench $(MODELS) --artifacts $(ARTIFACTS)
+	@$(RUN) -m runtime bench $(MODELS) --quick --artifacts $(ARTIFACTS)
 
 test: $(VENV)/dev-installed
 	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5

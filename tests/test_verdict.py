@@ -116,11 +116,11 @@ def test_quick_takes_the_baselines_and_the_smallest_that_are_right(report: Repor
     int8 = next(subject for subject in report.subjects if subject.name == INT8)
     others = [replace(int8, name=f"simplecnn-{n}", bytes=1000 + n, passed=n != 3) for n in range(12)]
     targets = [Only(subject) for subject in (*others, *report.subjects)]
-    kept, left_out = quick.choose(targets, 1.0)  # type: ignore[arg-type]
+    kept, left_out = quick.choose(targets, report.plan)  # type: ignore[arg-type]
     names = [target.subject.name for target in kept]
     assert {FP32, "simplecnn-torch-exact-fp32"} <= set(names)
     assert names[:8] == [f"simplecnn-{n}" for n in (0, 1, 2, 4, 5, 6, 7, 8)]
-    assert set(left_out) == {"simplecnn-3", "simplecnn-9", "simplecnn-10", "simplecnn-11", INT8}
+    assert set(left_out) == {"simplecnn-3", "simplecnn-9", "simplecnn-10", "simplecnn-11", INT8, "aoti"}
 
 
 class Only:

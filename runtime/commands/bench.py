@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     environment = manifest.environment()
     plan = _plan(arguments, environment)
     found, stale = targets.resolve(arguments.targets, arguments.artifacts, memory_limit(environment, plan.device))
-    found, left_out = quick.choose(found, plan.max_drop) if arguments.quick else (found, [])
+    found, left_out = quick.choose(found, plan) if arguments.quick else (found, [])
     unfinished = arguments.artifacts / "reports" / f"unfinished-{plan.key(t.subject.sha256 for t in found)}.json"
     known = _known(unfinished, arguments.resume)
     bench = Bench(found, plan, environment, stale=stale, left_out=left_out, known=known)
@@ -145,7 +145,8 @@ def _plan(arguments: argparse.Namespace, environment: Environment) -> Plan:
     from runtime.plan import Plan, sweep
 
     known = backends.names()
-    names = arguments.backends.split(",") if arguments.backends else [n for n in known if n not in NOT_BY_DEFAULT]
+    unasked = {*NOT_BY_DEFAULT, *(quick.BACKENDS_LEFT_OUT if arguments.quick else ())}
+    names = arguments.backends.split(",") if arguments.backends else [name for name in known if name not in unasked]
     chosen = tuple(dict.fromkeys(choose(name.strip(), known, "backend") for name in names))
     options = _options([*arguments.option, *([f"streams={arguments.streams}"] if arguments.streams else [])])
     check_options(options, chosen)
