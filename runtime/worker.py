@@ -4,6 +4,8 @@
     {"do": "load", "batch": 8, "input": [null, 3, 224, 224]}   -> times, what the engine attests, its check
     {"do": "warm", "seconds": 1.0}
     {"do": "turn", "seconds": 0.2, "at_least": 3, "at_most": 1000}   -> nanoseconds of every sample
+    {"do": "attest"}                                           -> what the loaded session executes; after the turns
+    {"do": "profile", "runs": 20, "stem": …}                   -> each layer's time, by the engine's profiler
     {"do": "inspect", "path": …}                               -> inputs of a foreign ONNX file
 
 Run by `trainers.process`, never by hand. An engine that needs no PyTorch runs here without importing it.
@@ -48,7 +50,7 @@ class Worker:
             for recorded in record.files:
                 recorded.verify(file.parent)
         self._found = Found(path=file, record=record)
-        self._backend: Backend = backends.get(backend)
+        self._name, self._backend = backend, backends.get(backend)
         self._device, self._threads, self._options = device, threads, options
         return {}
 
@@ -75,6 +77,26 @@ class Worker:
         samples(self._loaded(), seconds=WARM_SHARE * seconds)
         taken = samples(self._loaded(), seconds=seconds, at_least=at_least, at_most=at_most)
         return {"samples_ns": taken, "peak_bytes": peak_bytes()}
+
+    def attest(self) -> dict[str, Any]:
+        """What an inference executes; may take time and memory, so it is asked once all turns are over."""
+        import msgspec
+
+        from runtime import attest
+
+        ran: dict[str, Any] = msgspec.to_builtins(attest.ran(self._name, self._loaded(), self._found))
+        return ran
+
+    def profile(self, *, runs: int, stem: str) -> dict[str, Any]:
+        """The engine's own profile, and samples taken without it before."""
+        import msgspec
+
+        from runtime import profilers
+        from runtime.measure import samples
+
+        plain = samples(self._loaded(), seconds=0.5, at_least=runs)
+        taken = profilers.get(self._name).take(self._loaded(), self._found, runs, Path(stem))
+        return {"samples_ns": plain, **msgspec.to_builtins(taken)}
 
     def inspect(self, *, path: str) -> dict[str, Any]:
         from export.foreign import inspect
