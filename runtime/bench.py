@@ -108,6 +108,9 @@ class Bench:
             self._racing = [*again, *(c for c in waiting if c not in again)]
             waiting = self._load(batch, heat, progress)
             self._rounds(batch, progress, after_round)
+            for number, contender in enumerate(self._racing):
+                progress(f"batch {batch}: what ran", number, len(self._racing))
+                contender.attest()
             self._rows += chain.from_iterable(contender.rows() for contender in self._racing)
             if waiting or heat:
                 for contender in self._racing:

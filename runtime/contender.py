@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from runtime.attestation import Ran, shortfall
 from runtime.check import Check
 from runtime.plan import WARM_S, Plan
 from runtime.results import Cell, Measurement
@@ -28,6 +29,7 @@ class Contender:
         self._worker: Worker | None = None
         self._rows: dict[str, Measurement] = {}
         self._turns: dict[str, list[tuple[float, ...]]] = {}
+        self._is_loaded = False  # the worker, for these rows
 
     def cell(self, batch: int, regime: str) -> Cell:
         """The row's name."""
@@ -46,7 +48,8 @@ class Contender:
         refusal = self.target.refuses(batch)
         if refusal:
             self._note(error=refusal)
-        if self.done:
+        self._is_loaded = not self.done
+        if not self._is_loaded:
             return
         with self._errors():
             self._start()
@@ -84,6 +87,15 @@ class Contender:
                                       at_least=plan.at_least, at_most=plan.at_most)  # fmt: skip
                     self._turns[regime].append(tuple(sample / 1e9 for sample in reply.pop("samples_ns")))
                     self._note(regime, **reply)
+
+    def attest(self) -> None:
+        """Note what the session of these rows executes, and whether that is what the artifact's record says."""
+        if not self._is_loaded or all(row.error for row in self._rows.values()):
+            return
+        with self._errors():
+            ran = msgspec.convert(self._ask("attest"), Ran)
+            record, asked = self.target.found.record, self.options.get("precision")
+            self._note(ran=ran, shortfall=shortfall(record, ran, rest=asked) if record else None)
 
     def rows(self) -> list[Measurement]:
         """The rows so far."""

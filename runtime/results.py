@@ -9,6 +9,7 @@ import msgspec
 
 from export.variant import Variant
 from runtime import machine, stats
+from runtime.attestation import Ran
 from runtime.check import Check
 from runtime.machine import State
 from runtime.plan import Plan
@@ -76,6 +77,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     steady: bool | None = None  # whether the warm-up ended because the times had settled
     heat: int = 0  # rows of one heat took turns with each other: where memory does not hold all workers
     attested: dict[str, str] = msgspec.field(default_factory=dict)  # what the engine said about itself
+    ran: Ran | None = None  # what it was seen to execute
     shortfall: str | None = None  # what ran otherwise than the artifact's record says
     check: Check | None = None
     error: str | None = None

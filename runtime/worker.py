@@ -4,6 +4,8 @@
     {"do": "load", "batch": 8, "input": [null, 3, 224, 224]}   -> times, what the engine attests, its check
     {"do": "warm", "regime": "device", "seconds": 1.0}
     {"do": "turn", "regime": "device", "seconds": 0.2, "at_least": 3, "at_most": 1000}   -> nanoseconds of every sample
+    {"do": "attest"}                                           -> what the loaded session executes; after the turns
+    {"do": "profile", "runs": 20, "stem": …}                   -> each layer's time, by the engine's profiler
     {"do": "inspect", "path": …}                               -> inputs of a foreign ONNX file
 
 Run by `trainers.process`, never by hand. An engine that needs no PyTorch runs here without importing it.
@@ -55,7 +57,7 @@ class Worker:
             for recorded in record.files:
                 recorded.verify(file.parent)
         self._found = Found(path=file, record=record)
-        self._backend: Backend = backends.get(backend)
+        self._name, self._backend = backend, backends.get(backend)
         self._device, self._threads, self._options = device, threads, options
         pin(threads)
         return {}
@@ -75,8 +77,7 @@ class Worker:
     def warm(self, *, regime: str, seconds: float) -> dict[str, Any]:
         from runtime.measure import REGIMES, warm_up
 
-        assert self._session is not None, "load comes before warm"
-        work = self._works[regime] = REGIMES[regime](self._session, self._x)
+        work = self._works[regime] = REGIMES[regime](self._loaded(), self._x)
         count, steady = warm_up(work, seconds=seconds)
         return {"warm_samples": count, "steady": steady}
 
@@ -94,6 +95,26 @@ class Worker:
             used = (after - before) / (len(taken) * work.steps)
         return {"samples_ns": taken, "peak_bytes": peak_bytes(), "joules": used}
 
+    def attest(self) -> dict[str, Any]:
+        """What an inference executes; may take time and memory, so it is asked once all turns are over."""
+        import msgspec
+
+        from runtime import attest
+
+        ran: dict[str, Any] = msgspec.to_builtins(attest.ran(self._name, self._loaded(), self._found))
+        return ran
+
+    def profile(self, *, runs: int, stem: str) -> dict[str, Any]:
+        """The engine's own profile, and samples taken without it before."""
+        import msgspec
+
+        from runtime import profilers
+        from runtime.measure import device, samples
+
+        plain = samples(device(self._loaded(), self._x), seconds=0.5, at_least=runs)
+        taken = profilers.get(self._name).take(self._loaded(), self._found, runs, Path(stem))
+        return {"samples_ns": plain, **msgspec.to_builtins(taken)}
+
     def inspect(self, *, path: str) -> dict[str, Any]:
         from export.foreign import inspect
 
@@ -102,6 +123,10 @@ class Worker:
     def modules(self, *, names: list[str]) -> dict[str, Any]:
         """Which of these modules this process has imported."""
         return {"imported": [name for name in names if name in sys.modules]}
+
+    def _loaded(self) -> Session:
+        assert self._session is not None, "load comes first"
+        return self._session
 
     def _close(self) -> None:
         if self._session is not None:

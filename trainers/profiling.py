@@ -88,14 +88,14 @@ class Profiler:
         """Step in for the run's `advance` until the window is over; its own time does not count as training."""
         plain = run.advance
         self.window = window = self.window.fitted(run.step, run.pauses())
-        recorder = _recorder(run.device.type)
+        recorded = recorder(run.device.type)
 
         def advance(batches: Iterator[Any]) -> None:
             from torch.profiler import record_function
 
             began, number = time.perf_counter(), run.step + 1
             if number == window.first:
-                recorder.start()
+                recorded.start()
             run.seconds -= time.perf_counter() - began
             if number < window.first:
                 plain(batches)
@@ -105,57 +105,64 @@ class Profiler:
             began = time.perf_counter()
             if number == window.last:
                 _wait(run.device.type)
-                recorder.stop()
+                recorded.stop()
                 run.advance = plain
-                self._write(recorder, run.device.type)
+                self._write(recorded, run.device.type)
             run.seconds -= time.perf_counter() - began
 
         run.advance = advance
 
-    def _write(self, recorder: profile, device: str) -> None:
-        from trainers.flame import draw
-
+    def _write(self, recorded: profile, device: str) -> None:
         stem = self.folder / f"profiler_{self.name}"
-        trace, summary, flame = (Path(f"{stem}_{part}") for part in ("trace.json", "summary.txt", "flame.svg"))
-        with atomic(trace) as temporary:
-            recorder.export_chrome_trace(str(temporary))
+        trace, summary, flame = write(recorded, device, stem, f"{self.name}, {self.window}")
         # As torch.profiler.tensorboard_trace_handler names it; a recorder writes its trace only once.
         link_or_copy(trace, self.logs / f"{socket.gethostname()}_{os.getpid()}.{time.time_ns()}.pt.trace.json")
-        write_atomic(summary, _summary(recorder, device).encode())
-        write_atomic(flame, draw(trace, f"{self.name}, {self.window}").encode())
         self.lines = [
             f"profile: {trace} (open in ui.perfetto.dev), {summary.name}, {flame.name}; "
             f"tensorboard --logdir {self.logs.parent}",
             f"costliest operators of {self.window}, by their own time on the {_place(device)}: "
-            + ", ".join(f"{name} {100 * share:.1f}%" for name, share in costliest(recorder, device)[:NAMED]),
+            + ", ".join(f"{name} {100 * share:.1f}%" for name, share in costliest(recorded, device)[:NAMED]),
         ]
 
 
-def costliest(recorder: profile, device: str) -> list[tuple[str, float]]:
+def write(recorded: profile, device: str, stem: Path, title: str) -> tuple[Path, Path, Path]:
+    """Leave `<stem>_trace.json` (a Chrome trace), `<stem>_summary.txt` and `<stem>_flame.svg`; returns their paths."""
+    from trainers.flame import draw
+
+    trace, summary, flame = (Path(f"{stem}_{part}") for part in ("trace.json", "summary.txt", "flame.svg"))
+    with atomic(trace) as temporary:
+        recorded.export_chrome_trace(str(temporary))
+    write_atomic(summary, _summary(recorded, device).encode())
+    write_atomic(flame, draw(trace, title).encode())
+    return trace, summary, flame
+
+
+def costliest(recorded: profile, device: str) -> list[tuple[str, float]]:
     """(operator, its share of all operators' self time), largest first; annotations are not operators."""
     from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
     times = {
         event.key: event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
-        for event in recorder.key_averages()
+        for event in recorded.key_averages()
         if event.device_type == DeviceType.CPU and not event.is_user_annotation and event.key != "[memory]"
     }
     total = sum(times.values()) or 1.0
     return sorted(((name, value / total) for name, value in times.items()), key=lambda pair: -pair[1])
 
 
-def _recorder(device: str) -> profile:
+def recorder(device: str) -> profile:
+    """PyTorch's profiler with shapes and memory, not yet started."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
     return profile(activities=activities, record_shapes=True, profile_memory=True, acc_events=True)
 
 
-def _summary(recorder: profile, device: str) -> str:
+def _summary(recorded: profile, device: str) -> str:
     order = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
     tables = [
         averages.table(sort_by=order, row_limit=ROWS, max_name_column_width=60, max_shapes_column_width=100)
-        for averages in (recorder.key_averages(), recorder.key_averages(group_by_input_shape=True))
+        for averages in (recorded.key_averages(), recorded.key_averages(group_by_input_shape=True))
     ]
     return f"By operator\n{tables[0]}\nBy operator and input shapes\n{tables[1]}"
 

@@ -111,7 +111,11 @@ def failures(report: Report) -> list[str]:
     lines += [f"{name}: {reason}" for name, reason in report.unavailable.items()]
     lines += [f"{name}: stale, made from an older checkpoint" for name in report.stale]
     lines += [f"{name}: left out by --quick" for name in report.left_out]
-    return [f"not measured: {line}" for line in dict.fromkeys(lines)]
+    fell_short = [f"{row.cell.engine}, {row.cell.artifact}: {row.shortfall}" for row in report.measurements
+                  if row.valid and row.shortfall and not row.cell.twin]  # fmt: skip
+    return [f"not as its record says: {line}" for line in dict.fromkeys(fell_short)] + [
+        f"not measured: {line}" for line in dict.fromkeys(lines)
+    ]
 
 
 def milliseconds(seconds: float | None) -> str:
