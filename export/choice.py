@@ -80,7 +80,12 @@ CRITERIA: tuple[Callable[[list[Candidate]], tuple[list[Candidate], str]], ...] =
 
 
 def show(choice: Choice, *, stderr: bool) -> None:
-    """Print the comparison: a column an exporter, a row an operator that they do not have equally often."""
+    """Print the comparison."""
+    cli.table(*as_table(choice), stderr=stderr)
+
+
+def as_table(choice: Choice) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
+    """Title, columns and rows: a column an exporter, a row an operator that they do not have equally often."""
     ok = [one for one in choice.candidates if one.operators]
     types = sorted({kind for one in ok for kind in one.operators})
     differ = [kind for kind in types if len({one.operators.get(kind, 0) for one in ok}) > 1]
@@ -92,7 +97,7 @@ def show(choice: Choice, *, stderr: bool) -> None:
         ("export, s", *(f"{one.seconds:.1f}" for one in ok)),
     ]
     title = f"exporters on {choice.images} images: {said(choice)}"
-    cli.table(title, ("operator", *(f">{one.exporter}" for one in ok)), rows, stderr=stderr)
+    return title, ("operator", *(f">{one.exporter}" for one in ok)), rows
 
 
 def said(choice: Choice) -> str:

@@ -17,13 +17,12 @@ INFORMATIVE = 15.0  # percent: a checkpoint below it has little accuracy to lose
 
 def show(artifacts: Sequence[Artifact], *, stderr: bool = False) -> None:
     """Print one row an artifact; all are of one model, judged on the same images."""
-    cli.table(_title(artifacts[0]), COLUMNS, [_row(artifact) for artifact in artifacts], stderr=stderr)
+    cli.table(_title(artifacts[0]), COLUMNS, _rows(artifacts), stderr=stderr)
 
 
 def markdown(artifacts: Sequence[Artifact]) -> str:
     """The same as a Markdown table, under a line that says what it shows."""
-    rows = [[column.lstrip(">") for column in COLUMNS], ["---"] * len(COLUMNS), *map(_row, artifacts)]
-    return "\n".join([f"{_title(artifacts[0])}:", "", *(f"| {' | '.join(row)} |" for row in rows), ""])
+    return f"{_title(artifacts[0])}:\n\n{cli.markdown(COLUMNS, _rows(artifacts))}\n"
 
 
 def _title(first: Artifact) -> str:
@@ -36,10 +35,16 @@ def _title(first: Artifact) -> str:
     return f"{first.model}: top-1 {parity.checkpoint_accuracy:.2f}% on {images}{weak}"
 
 
-def _row(artifact: Artifact) -> tuple[str, ...]:
+def _rows(artifacts: Sequence[Artifact]) -> list[tuple[str, ...]]:
+    """One row each; one that was judged on other images than the first, which the title names, says so."""
+    images = artifacts[0].parity.images
+    return [_row(one, "" if one.parity.images == images else f" (on {one.parity.images} images)") for one in artifacts]
+
+
+def _row(artifact: Artifact, note: str) -> tuple[str, ...]:
     parity = artifact.parity
     return (
-        artifact.variant.name(artifact.model),
+        f"{artifact.variant.name(artifact.model)}{note}",
         cli.megabytes(sum(file.bytes for file in artifact.files)),
         f"{parity.max_abs_err:.2g}",
         f"{parity.cosine:.5f}",

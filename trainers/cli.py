@@ -175,6 +175,16 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     console(stderr).print(made)
 
 
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The same as a Markdown table."""
+    lines = [
+        [column.replace(">", "").strip() for column in columns],
+        ["---:" if ">" in column else "---" for column in columns],
+        *rows,
+    ]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
 def megabytes(count: int) -> str:
     """Bytes as decimal megabytes."""
     return f"{count / 1e6:.1f} MB" if count < 1e10 else f"{count / 1e9:.1f} GB"

@@ -114,18 +114,9 @@ def markdown(study: Study) -> str:
     parts = [f"# GELU and what may stand in for it: {study.model}", f"`{study.command}`, {study.environment.cpu}",
              "![Error over x, and the loss of accuracy](gelu.png)"]  # fmt: skip
     for title, columns, rows in tables(study):
-        parts += [f"## {title}", _grid(columns, rows)]
+        parts += [f"## {title}", cli.markdown(columns, rows)]
     parts.append("\n".join(f"- {note}" for note in notes(study)))
     return "\n\n".join(parts) + "\n"
-
-
-def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [
-        [column.replace(">", "").strip() for column in columns],
-        ["---:" if ">" in column else "---" for column in columns],
-        *rows,
-    ]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def comma_separated(study: Study) -> str:
