@@ -50,7 +50,8 @@ class Variant(Struct, frozen=True, kw_only=True):
     def _rewrites_part(self) -> str:
         if not self.rewrites:
             return "plain"
-        return "rewritten" if self.rewrites == rewrites.default("cpu") else "+".join(self.rewrites)
+        usual = {rewrites.default("tensorrt"): "rewritten-tensorrt", rewrites.default("cpu"): "rewritten"}
+        return usual.get(self.rewrites) or "+".join(self.rewrites)
 
 
 def usual_rewrites(precision: str, target: str | None) -> tuple[str, ...]:
