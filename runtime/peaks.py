@@ -63,7 +63,7 @@ def _torch(precision: str, graph: str, threads: int) -> Callable[[], object]:
     torch.set_num_threads(threads)
     if precision == "int8":
         if graph != "MatMul":
-            raise RuntimeError("has no 8-bit convolution without a quantized model")
+            raise RuntimeError("PyTorch convolves 8-bit numbers in quantized modules only")
         a = torch.randint(-8, 8, (SIDE, SIDE), dtype=torch.int8)
         return lambda: [torch._int_mm(a, a) for _ in range(DEPTH)]  # type: ignore[attr-defined]
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
