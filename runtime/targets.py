@@ -55,7 +55,8 @@ def resolve(names: Sequence[str], folder: Path, memory_bytes: int | None) -> tup
 
 def models(folder: Path) -> list[str]:
     """The models with artifacts under `folder`."""
-    return sorted({path.parent.name for path in folder.glob("*/*.json") if path.parent.name != "reports"})
+    others = ("reports", "roofline")
+    return sorted({path.parent.name for path in folder.glob("*/*.json") if path.parent.name not in others})
 
 
 def model_folder(name: str, folder: Path) -> Path | None:

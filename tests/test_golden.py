@@ -9,6 +9,7 @@ import pytest
 from export.artifact import Artifact
 from runtime.report import table
 from runtime.results import Report
+from runtime.roofline import Roofline
 from trainers.checkpoint import Checkpoint
 from trainers.manifest import Record
 from trainers.measure import tables
@@ -17,7 +18,7 @@ from trainers.measure.results import Experiments, Ladder, Sweep
 GOLDEN = Path(__file__).parent / "golden"
 NOUNS: dict[str, type[Record]] = {
     "checkpoint": Checkpoint, "artifact": Artifact, "report": Report, "ladder": Ladder, "sweep": Sweep,
-    "experiments": Experiments,
+    "experiments": Experiments, "roofline": Roofline,
 }  # fmt: skip
 
 
