@@ -46,6 +46,17 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class Timed(Protocol):
+    """What a session on a GPU may also offer: the device's own time."""
+
+    def device_s(self) -> float | None:
+        """Run one step and give its seconds between two events in the GPU's own stream, which include its idle gaps.
+
+        It is a step of its own, so that no timed one pays for the events. None where the session is not on a GPU.
+        """
+
+
+@runtime_checkable
 class Backend(Protocol):
     """An engine.
 

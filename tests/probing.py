@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from export.artifact import open_file
-from runtime import backends
+from runtime import backends, trt
 from runtime.backend import BackendError
 from runtime.check import Reference, answers, judge
 from runtime.worker import explain
@@ -18,29 +18,16 @@ ANOTHER_FORMAT = "another engine's format"
 
 
 def compiles(path: Path, architecture: str) -> str:
-    """TensorRT's parser and compiler for one architecture, for batches of 1 to 8, types as the file has them."""
+    """TensorRT's parser and compiler for one architecture and free batches; of its reason the words are left out."""
     if path.suffix != ".onnx":
         return ANOTHER_FORMAT
-    if not importlib.util.find_spec("tensorrt_rtx"):
+    if not importlib.util.find_spec(trt.MODULES["rtx"]):
         return NOT_INSTALLED
-    import tensorrt_rtx as trt
-
-    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(path)):
-        error = parser.get_error(0)
-        return f"its parser: {error.code().name} {error.node_operator()}"
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, architecture), 0)
-    images = network.get_input(0)
-    profile = builder.create_optimization_profile()
-    profile.set_shape(images.name, *((batch, *tuple(images.shape)[1:]) for batch in (1, 4, 8)))
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    return "" if plan is not None and len(bytes(plan)) > 1000 else "its builder found no way to build the network"
+    try:
+        plan = trt.build(trt.load("rtx"), path, batch=4, profile="dynamic", architecture=architecture.lower())
+    except BackendError as error:
+        return str(error).partition(" (")[0]
+    return "" if len(plan) > 1000 else "an engine of so few bytes holds nothing"
 
 
 def runs(path: Path, runner: str, reference: Path) -> str:

@@ -218,7 +218,7 @@ def environment() -> Environment:
         platform=platform.platform(),
         python=platform.python_version(),
         packages=_versions(),
-        cpu=_cpu(),
+        cpu=cpu(),
         cores=os.cpu_count() or 1,
         threads=usable_threads(),
         memory_bytes=_memory(),
@@ -249,7 +249,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """The processor's name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

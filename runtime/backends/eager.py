@@ -47,6 +47,17 @@ class TorchSession:
         if self._device == "cuda":
             self._torch.cuda.synchronize()
 
+    def device_s(self) -> float | None:
+        if self._device != "cuda":
+            return None
+        start, end = (self._torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        self.step()
+        end.record()
+        end.synchronize()
+        milliseconds: float = start.elapsed_time(end)
+        return milliseconds / 1e3
+
     def fetch(self) -> np.ndarray:
         assert self._logits is not None, "fetch before step"
         logits: np.ndarray = self._logits.float().cpu().numpy()
@@ -62,15 +73,20 @@ def _closed(_: Any) -> Any:
     raise AssertionError("the session is closed")
 
 
-def module(artifact: Found, device: str, threads: int) -> nn.Module:
-    """The artifact's fp32 module on the device, with PyTorch set to honest fp32 and to `threads` threads."""
+def settle(threads: int) -> None:
+    """Set PyTorch to honest fp32 and to `threads` threads."""
     import torch
-
-    from export.exporters import load_torch
 
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions; the artifact says fp32
+
+
+def module(artifact: Found, device: str, threads: int) -> nn.Module:
+    """The artifact's fp32 module on the device, with PyTorch settled."""
+    from export.exporters import load_torch
+
+    settle(threads)
     loaded: nn.Module = load_torch(artifact).to(device)
     return loaded
 

@@ -1,11 +1,12 @@
-"""ONNX Runtime with its own kernels: the CPU provider, or CUDA's; never a silent fallback from one to the other."""
+"""ONNX Runtime: its own kernels on the CPU or with CUDA, or TensorRT inside it; never a silent fallback."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from export.precision import PRECISIONS
+from runtime import engine_cache, providers
 from runtime.backend import BackendError
 from runtime.backends import lacking
 
@@ -16,14 +17,14 @@ if TYPE_CHECKING:
 
 formats = ("onnx",)
 packages = ("onnxruntime-gpu", "onnxruntime")
-options: Mapping[str, tuple[str, ...]] = {"graph": ("all", "extended", "basic", "disabled")}  # unasked: the precision's
+options: Mapping[str, tuple[str, ...]] = {
+    "graph": tuple(providers.LEVELS),  # unasked: as the precision needs it
+    "binding": ("on", "off"),
+    "spinning": ("on", "off"),
+    "cudagraph": ("off", "on"),
+    "provider": ("own", "tensorrt"),
+}
 computes = True
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-LEVELS = {
-    "all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED", "basic": "ORT_ENABLE_BASIC",
-    "disabled": "ORT_DISABLE_ALL",
-}  # fmt: skip
 
 
 def unusable(device: str) -> str | None:
@@ -31,20 +32,43 @@ def unusable(device: str) -> str | None:
 
 
 class OrtSession:
-    """Inputs and outputs live in buffers bound once, so that a step copies nothing."""
+    """`session.run` as most programs call it: a host array in, and out."""
 
-    build_s = 0.0
-
-    def __init__(self, session: Any, device: str, attested: dict[str, str]) -> None:
-        import onnxruntime
-
-        self._ort, self._session, self._device = onnxruntime, session, device
+    def __init__(self, session: Any, attested: dict[str, str]) -> None:
+        self._session = session
         self._input, self._output = session.get_inputs()[0], session.get_outputs()[0]
+        self.shape: list[Any] = self._input.shape
         self._dtype = numpy_type(self._input.type)
-        self._binding: Any = None
         self._x: Any = None
         self._logits: Any = None
-        self.attested = attested
+        self.build_s, self.attested = 0.0, attested
+
+    def bind(self, x: np.ndarray) -> None:
+        self._x = {self._input.name: x.astype(self._dtype)}
+
+    def step(self) -> None:
+        (self._logits,) = self._session.run([self._output.name], self._x)
+
+    def sync(self) -> None: ...
+
+    def fetch(self) -> np.ndarray:
+        import numpy as np
+
+        return np.array(self._logits, dtype=np.float32)
+
+    def close(self) -> None:
+        self._x = self._logits = self._session = None
+
+
+class BoundSession(OrtSession):
+    """Inputs and outputs live in buffers bound once, so that a step copies nothing."""
+
+    def __init__(self, session: Any, attested: dict[str, str], device: str) -> None:
+        import onnxruntime
+
+        super().__init__(session, attested)
+        self._ort, self._device = onnxruntime, device
+        self._binding: Any = None
 
     def bind(self, x: np.ndarray) -> None:
         cast = x.astype(self._dtype)
@@ -56,7 +80,10 @@ class OrtSession:
         self._binding.bind_ortvalue_input(self._input.name, self._x)
         # The first run allocates the output; that buffer is then bound, so that later runs write into it.
         self._binding.bind_output(self._output.name, self._device)
-        self.step()
+        first = self._ort.RunOptions()
+        if self._device == "cuda":
+            first.add_run_config_entry("gpu_graph_id", "-1")  # a CUDA graph is captured once the output has its place
+        self._session.run_with_iobinding(self._binding, first)
         self._logits = self._binding.get_outputs()[0]
         self._binding.bind_ortvalue_output(self._output.name, self._logits)
 
@@ -73,7 +100,8 @@ class OrtSession:
         return np.array(self._logits.numpy(), dtype=np.float32)
 
     def close(self) -> None:
-        self._binding = self._x = self._logits = self._session = None
+        self._binding = None
+        super().close()
 
 
 def numpy_type(onnx_type: str) -> str:
@@ -86,30 +114,50 @@ def numpy_type(onnx_type: str) -> str:
 
 
 def load(artifact: Found, *, device: str, threads: int, batch: int, options: Mapping[str, str]) -> OrtSession:
+    if device == "cuda":
+        import onnxruntime
+
+        onnxruntime.preload_dlls()  # CUDA's libraries lie in Python packages, where the loader does not look
+    if options.get("provider") == "tensorrt":
+        return _in_tensorrt(artifact, device, threads, batch, options)
+    return _session(artifact, device, threads, options, [providers.own(device, options)])
+
+
+def _in_tensorrt(artifact: Found, device: str, threads: int, batch: int, options: Mapping[str, str]) -> OrtSession:
+    """An engine is built for each part of the graph, some only when it is first run: one run belongs to building."""
+    import numpy as np
+
+    from trainers.manifest import sha256
+
+    cache = engine_cache.path("onnxruntime", "", sha256(artifact.path), engine_cache.hardware(device), str(batch))
+    cached = cache.is_dir() and any(cache.glob("*.engine"))
+    started = time.perf_counter()
+    asked = [providers.tensorrt(artifact, device, options, cache), providers.own(device, options)]
+    session = _session(artifact, device, threads, options, asked)
+    session.bind(np.zeros((batch, *session.shape[1:]), np.float32))
+    session.step()
+    session.sync()
+    session.build_s = 0.0 if cached else time.perf_counter() - started
+    session.attested["engine"] = "cached" if cached else "built"
+    return session
+
+
+def _session(
+    artifact: Found, device: str, threads: int, options: Mapping[str, str], asked: list[providers.Provider]
+) -> OrtSession:
     import onnxruntime
 
-    row = PRECISIONS[artifact.record.variant.precision if artifact.record else "fp32"]
-    provider, level = PROVIDERS[device], options.get("graph", row.graph)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
-    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
-    settings.log_severity_level = 3
-    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if device == "cuda":
-        onnxruntime.preload_dlls()  # CUDA's libraries lie in Python packages, where the loader does not look
-    asked = [(provider, {"use_tf32": "0"}) if device == "cuda" else provider]
-    session = onnxruntime.InferenceSession(str(artifact.path), settings, providers=asked,
-                                           disabled_optimizers=list(row.disabled))  # fmt: skip
-    if session.get_providers()[0] != provider:
-        raise BackendError(f"fallback: asked for {provider}, got {session.get_providers()[0]}")
+    precision = providers.precision(artifact)
+    level = options.get("graph", precision.graph)
+    session = onnxruntime.InferenceSession(
+        str(artifact.path), providers.settings(threads, level, options), providers=asked,
+        disabled_optimizers=list(precision.disabled),
+    )  # fmt: skip
+    nodes = providers.placement(session, asked[0][0])
     if len(session.get_inputs()) != 1 or len(session.get_outputs()) != 1:
         raise BackendError(f"it has {len(session.get_inputs())} inputs and {len(session.get_outputs())} outputs; "
                            "one of each is measured")  # fmt: skip
-    attested = {"provider": provider, "nodes": _placement(session), "graph": level}
-    return OrtSession(session, device, attested)
-
-
-def _placement(session: Any) -> str:
-    """How many nodes each provider was given, as the session recorded it."""
-    counts = [f"{len(group.get_nodes())} {group.ep_name}" for group in session.get_provider_graph_assignment_info()]
-    return ", ".join(counts)
+    binding, spinning = options.get("binding", "on"), options.get("spinning", "on")
+    attested = {"provider": asked[0][0], "nodes": nodes, "graph": level, "binding": binding, "spinning": spinning,
+                "threads": f"{threads} intra, 1 inter"}  # fmt: skip
+    return OrtSession(session, attested) if binding == "off" else BoundSession(session, attested, device)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from runtime import engine_cache
 from runtime.backend import BackendError
 from runtime.backends import lacking
 
@@ -16,7 +18,12 @@ if TYPE_CHECKING:
 
 formats = ("onnx", "openvino")
 packages = ("openvino",)
-options: Mapping[str, tuple[str, ...]] = {"precision": ("own", "f32", "bf16")}  # own: as the record says
+options: Mapping[str, tuple[str, ...]] = {
+    "precision": ("own", "f32", "bf16"),  # own: as the record says
+    "hint": ("latency", "throughput"),
+    "streams": ("auto", "1", "2", "4"),  # auto: one for latency, what OpenVINO finds best for throughput
+    "cache": ("off", "on"),
+}
 computes = True
 
 
@@ -27,35 +34,55 @@ def unusable(device: str) -> str | None:
 
 
 class OpenVinoSession:
-    """One infer request with its tensors shared, not copied."""
+    """As many infer requests as can be in flight at once; they share one input, which is not copied.
+
+    One request cannot be started twice: a step starts one that is idle, and waits for the oldest where none is.
+    """
 
     def __init__(self, compiled: Any, build_s: float, attested: dict[str, str]) -> None:
         self._compiled: Any = compiled
-        self._request: Any = compiled.create_infer_request()
+        count = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._idle: deque[Any] = deque(compiled.create_infer_request() for _ in range(count))
+        self._busy: deque[Any] = deque()  # in the order they were started
+        self._last: Any = None
         self._dtype = compiled.input(0).get_element_type().to_dtype()
         self._x: Any = None
-        self.build_s, self.attested = build_s, attested
+        self.build_s, self.attested = build_s, attested | {"requests": str(count)}
 
     def bind(self, x: np.ndarray) -> None:
         import openvino
 
+        self.sync()
         self._x = x.astype(self._dtype, order="C")
-        self._request.set_input_tensor(openvino.Tensor(self._x, shared_memory=True))
+        tensor = openvino.Tensor(self._x, shared_memory=True)
+        for request in self._idle:
+            request.set_input_tensor(tensor)
 
     def step(self) -> None:
-        # One request cannot be started twice, so a step waits; `infer()` does the same with more Python around it.
-        self._request.start_async()
-        self._request.wait()
+        if not self._idle:
+            self._wait()
+        self._last = self._idle.popleft()
+        self._last.start_async()
+        self._busy.append(self._last)
 
-    def sync(self) -> None: ...
+    def sync(self) -> None:
+        while self._busy:
+            self._wait()
+
+    def _wait(self) -> None:
+        request = self._busy.popleft()
+        request.wait()
+        self._idle.append(request)
 
     def fetch(self) -> np.ndarray:
         import numpy as np
 
-        return np.array(self._request.get_output_tensor().data, dtype=np.float32)
+        return np.array(self._last.get_output_tensor().data, dtype=np.float32)
 
     def close(self) -> None:
-        self._request = self._compiled = self._x = None
+        self.sync()
+        self._idle.clear()
+        self._last = self._compiled = self._x = None
 
 
 def load(artifact: Found, *, device: str, threads: int, batch: int, options: Mapping[str, str]) -> OpenVinoSession:
@@ -75,14 +102,32 @@ def load(artifact: Found, *, device: str, threads: int, batch: int, options: Map
     own = "bf16" if record is not None and record.variant.precision == "bf16" else "f32"
     asked = options.get("precision", "own")
     precision = own if asked == "own" else asked
-    settings = {
-        "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-    }  # fmt: skip
+    settings = _settings(precision, threads, options)
     started = time.perf_counter()
     compiled = core.compile_model(model, "CPU", settings)
     build_s = time.perf_counter() - started
     used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if used != precision:
         raise BackendError(f"fallback: asked for {precision} arithmetic, got {used}")
-    return OpenVinoSession(compiled, build_s, {"device": "CPU", "precision": used})
+    streams = str(compiled.get_property("NUM_STREAMS"))
+    if options.get("streams", "auto") not in ("auto", streams):
+        raise BackendError(f"fallback: asked for {options['streams']} streams, {threads} threads make {streams}")
+    attested = {"device": "CPU", "precision": used, "hint": options.get("hint", "latency"), "streams": streams}
+    if options.get("cache") == "on":
+        cached = compiled.get_property("LOADED_FROM_CACHE")
+        attested["compiled"] = "cached" if cached else "built"
+        build_s = 0.0 if cached else build_s
+    return OpenVinoSession(compiled, build_s, attested)
+
+
+def _settings(precision: str, threads: int, options: Mapping[str, str]) -> dict[str, Any]:
+    """What the model is compiled with. The cache lies in the private folder: to load what is there is to run it."""
+    hint, streams = options.get("hint", "latency"), options.get("streams", "auto")
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": hint.upper(),
+    }  # fmt: skip
+    if streams != "auto" or hint == "latency":  # by itself a latency hint takes a stream for each socket
+        settings["NUM_STREAMS"] = 1 if streams == "auto" else int(streams)
+    if options.get("cache") == "on":
+        settings["CACHE_DIR"] = str(engine_cache.folder("openvino"))
+    return settings
