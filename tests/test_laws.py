@@ -14,7 +14,7 @@ MAY_IMPORT = {"trainers": set(), "export": {"trainers"}, "runtime": {"trainers",
 COMMANDS = [
     "trainers", "trainers.cache", "trainers.ladder", "trainers.sweep", "trainers.experiments", "export",
     "export.check", "export.diff", "export.gelu", "export.list", "export.ops", "export.sensitivity",
-    "runtime", "runtime bench", "runtime view",
+    "runtime", "runtime bench", "runtime compare", "runtime view",
 ]  # fmt: skip
 
 
