@@ -9,7 +9,7 @@ from export.artifact import Artifact, Found, open_file
 from runtime import backends, saved
 from runtime.backend import Backend
 from runtime.bench import check_options
-from runtime.machine import identity
+from runtime.identity import identity
 from runtime.model import Model
 from runtime.results import Measurement, Report
 from runtime.targets import model_folder, models

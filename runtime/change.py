@@ -114,6 +114,8 @@ def _latency(ratio: Estimate, rounds: int, limits: Limits) -> Finding:
         return "IMPROVEMENT", f"takes {percent(1 - ratio.value)} less time"
     if least <= ratio.low and ratio.high <= most:
         return "SAME", ""
+    if ratio.is_vague:
+        return "INCONCLUSIVE", "too noisy to tell"
     worst = f"{percent(ratio.high - 1)} longer" if ratio.high > most else f"{percent(1 - ratio.low)} less time"
     return "INCONCLUSIVE", f"may take {worst}: measure longer"
 

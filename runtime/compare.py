@@ -9,7 +9,7 @@ import msgspec
 
 from runtime import backends
 from runtime.change import Change, Limits, Side, added, judge, percent, removed
-from runtime.machine import identity
+from runtime.identity import identity
 from runtime.results import Report
 from trainers.manifest import Struct, UserError
 
@@ -52,9 +52,12 @@ def compare(old: Report, new: Report, limits: Limits, *, across_machines: bool =
 
 
 def _sides(report: Report) -> dict[bytes, Side]:
-    """The rows by what makes them one: the model and the whole cell."""
-    sides = (Side(report, row) for row in report.measurements)
-    return {msgspec.json.encode((side.subject.model, side.row.cell), order="sorted"): side for side in sides}
+    """The rows by what makes them one: the model and the whole cell; the first of several."""
+    sides: dict[bytes, Side] = {}
+    for model in report.models():
+        for row in report.of(model):
+            sides.setdefault(msgspec.json.encode((model, row.cell), order="sorted"), Side(report, row))
+    return sides
 
 
 def _settings(report: Report) -> dict[str, str]:
@@ -63,7 +66,8 @@ def _settings(report: Report) -> dict[str, str]:
     used = {row.cell.backend for row in report.measurements} & set(backends.names())
     packages = sorted({package for name in used for package in backends.get(name).packages})
     versions = {package: environment.packages[package] for package in packages if package in environment.packages}
-    return {"threads": str(report.threads), "device": report.device, "python": environment.python,
+    threads = sorted({row.cell.threads for row in report.measurements})
+    return {"threads": ", ".join(map(str, threads)), "device": report.device, "python": environment.python,
             "platform": environment.platform, **versions}  # fmt: skip
 
 

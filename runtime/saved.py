@@ -10,8 +10,8 @@ FOLDER = "reports"  # under the artifacts folder
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The reports in `folder`; among those of one moment their names decide, which begin with the time."""
-    return sorted(folder.glob("*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    """The reports in `folder`, whose names begin with the time; among those of one moment their names decide."""
+    return sorted(folder.glob("[0-9]*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
 
 
 def latest(artifacts: Path) -> Path:

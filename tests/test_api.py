@@ -63,7 +63,7 @@ def report(made: Path) -> Report:
 def benched(made: Path, report: Report, tmp_path: Path) -> Path:
     """An artifacts folder of the test's own, with its report."""
     shutil.copytree(made, tmp_path / "artifacts" / "simplecnn")
-    report.save(tmp_path / "artifacts" / "reports" / "run.json")
+    report.save(tmp_path / "artifacts" / "reports" / "1.json")
     return tmp_path / "artifacts"
 
 
@@ -375,9 +375,9 @@ def test_the_best_keeps_within_the_drop_and_to_files_that_are_as_measured(benche
 
 
 def test_the_best_needs_a_report_of_this_machine(benched: Path, report: Report) -> None:
-    (benched / "reports" / "zz.json").write_text("{ broken")
+    (benched / "reports" / "2.json").write_text("{ broken")
     elsewhere = msgspec.structs.replace(report.environment, host="another")
-    msgspec.structs.replace(report, environment=elsewhere).save(benched / "reports" / "run.json")
+    msgspec.structs.replace(report, environment=elsewhere).save(benched / "reports" / "1.json")
     with pytest.raises(UserError, match="has no report of simplecnn on this machine's cpu; make one: ") as found:
         best("simplecnn", device="cpu", artifacts=benched)
     assert "runtime bench simplecnn --device cpu --batch 1" in said(found)

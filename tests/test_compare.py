@@ -115,6 +115,8 @@ def test_what_noise_hides_is_inconclusive(steady: Report) -> None:
     found = compare(old, new, LIMITS)
     assert found.regressions == 0
     assert "INCONCLUSIVE" in words(found)
+    vague = noisy(steady, seed=3, noise=1.0)
+    assert compare(steady, vague, LIMITS).changes[0].why == ("too noisy to tell",)
     few = one_row(
         scaled_all(steady, 2.0), lambda row: msgspec.structs.replace(row, rounds_s=row.rounds_s[: ROUNDS - 1])
     )
@@ -203,9 +205,10 @@ def test_what_else_differs_is_said(steady: Report) -> None:
     assert compare(steady, busy, LIMITS).warnings == ("DISTURBED: in the new run others used 1.5 cores",)
     (shift,) = compare(steady, noisy(steady, seed=1, scale=1.2), LIMITS).warnings
     assert "half of all rows take" in shift
-    none = msgspec.structs.replace(steady, threads=64, measurements=())
-    with pytest.raises(UserError, match=r"no row in common .*threads"):
-        compare(steady, none, LIMITS)
+    cells = (msgspec.structs.replace(row.cell, threads=64) for row in steady.measurements)
+    rows = (msgspec.structs.replace(row, cell=cell) for row, cell in zip(steady.measurements, cells, strict=True))
+    with pytest.raises(UserError, match=r"no row in common .*threads 1 -> 64"):
+        compare(steady, msgspec.structs.replace(steady, measurements=tuple(rows)), LIMITS)
 
 
 def test_driver_and_gpu_are_told_apart(steady: Report) -> None:
@@ -226,7 +229,7 @@ def test_markdown_is_one_table_a_model_with_as_many_cells_in_each_row(steady: Re
 
 
 def test_the_command_fails_on_a_regression_and_only_then(steady: Report, tmp_path: Path) -> None:
-    old, new = tmp_path / "old.json", tmp_path / "artifacts" / "reports" / "new.json"
+    old, new = tmp_path / "old.json", tmp_path / "artifacts" / "reports" / "1.json"
     steady.save(old)
     noisy(one_row(steady, lambda row: scaled(row, 1.2)), seed=1).save(new)
     same = run("runtime", "compare", old, old)
