@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import msgspec
 
@@ -40,6 +40,15 @@ class Subject(Struct, frozen=True, kw_only=True):
         return self.variant is not None and self.variant.precision == "fp32" and self.variant.gelu == "exact"
 
 
+class Conditions(NamedTuple):
+    """What two rows must share to be compared."""
+
+    device: str
+    batch: int
+    threads: int
+    regime: str
+
+
 class Cell(Struct, frozen=True, kw_only=True):
     """One row: an artifact in an engine at a batch size, measured in a regime (see runtime/measure.py)."""
 
@@ -58,9 +67,8 @@ class Cell(Struct, frozen=True, kw_only=True):
         return " ".join([self.backend, *(f"{key}={value}" for key, value in sorted(self.options.items()))])
 
     @property
-    def conditions(self) -> tuple[str, int, int, str]:
-        """What two rows must share to be compared."""
-        return self.device, self.batch, self.threads, self.regime
+    def conditions(self) -> Conditions:
+        return Conditions(self.device, self.batch, self.threads, self.regime)
 
 
 class Measurement(Struct, frozen=True, kw_only=True):
@@ -190,11 +198,11 @@ class Report(Record, frozen=True, kw_only=True):
             and check.cosine is not None and self.subject(measurement).passed
         )  # fmt: skip
 
-    def conditions(self, model: str) -> list[tuple[str, int, int, str]]:
+    def conditions(self, model: str) -> list[Conditions]:
         """The conditions a model was measured under, in order."""
         return list(dict.fromkeys(row.cell.conditions for row in self.of(model)))
 
-    def fastest(self, model: str, conditions: tuple[str, int, int, str], max_drop: float) -> list[Measurement]:
+    def fastest(self, model: str, conditions: Conditions, max_drop: float) -> list[Measurement]:
         """The verified rows within `max_drop` percentage points of top-1, fastest first."""
         rows = [row for row in self.of(model) if row.cell.conditions == conditions and self.verified(row)]
         kept = [row for row in rows if (drop := self.drop(row)) is not None and drop <= max_drop]

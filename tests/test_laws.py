@@ -14,7 +14,8 @@ MAY_IMPORT = {"trainers": set(), "export": {"trainers"}, "runtime": {"trainers",
 COMMANDS = [
     "trainers", "trainers.cache", "trainers.ladder", "trainers.sweep", "trainers.experiments", "export",
     "export.check", "export.diff", "export.gelu", "export.list", "export.ops", "export.sensitivity",
-    "runtime", "runtime bench", "runtime build", "runtime profile", "runtime roofline", "runtime view",
+    "runtime", "runtime bench", "runtime build", "runtime compare", "runtime profile", "runtime roofline",
+    "runtime view",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import io
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,12 +56,25 @@ class Encoded:
 
 def decode(content: bytes, shape: Shape) -> Pixels:
     """uint8 [H, W, C] from an image file; another size is scaled by its shorter side and cut at the centre."""
-    height, width, channels = shape
     with Image.open(io.BytesIO(content)) as image:
-        picture = _eight_bits(image).convert("L" if channels == 1 else "RGB")
+        return fitted(image, shape)
+
+
+def fitted(image: Picture, shape: Shape) -> Pixels:
+    """`decode` for an image that is open already."""
+    height, width, channels = shape
+    picture = _eight_bits(image).convert("L" if channels == 1 else "RGB")
     if picture.size != (width, height):
         picture = ImageOps.fit(picture, (width, height), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(height, width, -1)
+
+
+def read_image(path: Path, shape: Shape) -> Pixels:
+    """`decode` for a file by itself. Raises Unreadable."""
+    try:
+        return decode(path.read_bytes(), shape)
+    except BAD as error:
+        raise Unreadable(str(path), _reason(error), 1) from None
 
 
 def is_image(name: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime import saved
 from runtime.measure import REGIMES
 from trainers.checkpoint import folder_name
 from trainers.cli import FAILED, OK, add_common, choose, emit, positive
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments, environment)
     found, stale = targets.resolve(arguments.targets, arguments.artifacts, memory_limit(environment, plan.device))
     found, left_out = quick.choose(found, plan) if arguments.quick else (found, [])
-    unfinished = arguments.artifacts / "reports" / f"unfinished-{plan.key(t.subject.sha256 for t in found)}.json"
+    unfinished = arguments.artifacts / saved.FOLDER / f"unfinished-{plan.key(t.subject.sha256 for t in found)}.json"
     known = _known(unfinished, arguments.resume)
     bench = Bench(found, plan, environment, stale=stale, left_out=left_out, known=known)
     with progress() as bars:
@@ -200,7 +201,7 @@ def save(report: Report, artifacts: Path) -> Path:
     """Write the report as artifacts/reports/<time>-<host>.json, under a name that is not taken."""
     stamp = report.environment.time.replace(":", "").replace("+0000", "Z")
     stem = f"{stamp}-{folder_name(report.environment.host)}"
-    folder = artifacts / "reports"
+    folder = artifacts / saved.FOLDER
     names = (f"{stem}{'' if number == 1 else f'-{number}'}.json" for number in itertools.count(1))
     path = next(folder / name for name in names if not (folder / name).exists())
     report.save(path)

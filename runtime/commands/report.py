@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a report again."""
     from runtime.report import csv, summary, table
     from runtime.results import Report
+    from runtime.saved import latest
 
     if arguments.csv and arguments.json:
         raise UserError("--csv and --json are two forms of the same; give one")
@@ -39,12 +40,3 @@ def run(arguments: argparse.Namespace) -> int:
         table.show(found)
         summary.show(found, path)
     return OK
-
-
-def latest(artifacts: Path) -> Path:
-    """The newest report; their names begin with the time."""
-    reports = (artifacts / "reports").glob("[0-9]*.json")  # a run that was interrupted is none yet
-    paths = sorted(reports, key=lambda path: (path.stat().st_mtime_ns, path.name))
-    if not paths:
-        raise UserError(f"no report in {artifacts / 'reports'}; make one with: python -m runtime bench MODEL")
-    return paths[-1]

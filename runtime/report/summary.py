@@ -7,11 +7,9 @@ from pathlib import Path
 
 from runtime import machine, stats
 from runtime.report.table import milliseconds
-from runtime.results import Measurement, Report
+from runtime.results import Conditions, Measurement, Report
 from runtime.verdict import slower_than_float
 from trainers.cli import console
-
-Conditions = tuple[str, int, int, str]
 
 
 def sentences(report: Report) -> list[str]:
@@ -54,10 +52,9 @@ def best(report: Report) -> Measurement | None:
 
 def named(report: Report, model: str, conditions: Conditions) -> str:
     """The model, and of the conditions what varies in this run."""
-    _, batch, threads, regime = conditions
-    parts = [f"batch {batch}"]
-    parts += [f"{threads} threads"] if len(report.plan.threads) > 1 else []
-    parts += [regime] if report.plan.regimes != ("device",) else []
+    parts = [f"batch {conditions.batch}"]
+    parts += [f"{conditions.threads} threads"] if len(report.plan.threads) > 1 else []
+    parts += [conditions.regime] if report.plan.regimes != ("device",) else []
     return ", ".join([model, *parts])
 
 

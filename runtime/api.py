@@ -1,0 +1,162 @@
+"""load and best: artifacts as functions in a program of the user's. docs/api.md shows how."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from export.artifact import Artifact, Found, open_file
+from runtime import backends, saved
+from runtime.backend import Backend
+from runtime.bench import check_options
+from runtime.identity import identity
+from runtime.model import Model
+from runtime.results import Measurement, Report
+from runtime.targets import model_folder, models
+from trainers import external
+from trainers.cli import choose
+from trainers.manifest import UserError, environment, usable_threads
+
+DEFAULT = {"torch": "eager", "onnx": "onnxruntime", "openvino": "openvino"}  # the backend of each kind of file
+REGIME = "device"  # whose times decide
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def load(
+    path: str | os.PathLike[str], *, backend: str | None = None, device: str = "auto", threads: int | None = None,
+    batch: int | None = None, factory: str | None = None, **options: str,
+) -> Model:  # fmt: skip
+    """Load a model file, after its hash was checked against its record.
+
+    Without `backend`, a torch artifact (.safetensors) runs in eager, an ONNX file in onnxruntime, OpenVINO's (.xml) in
+    openvino. `device` auto is the GPU where there is one that the backend can use, else the CPU. `threads` are all
+    usable cores, or as many as given. `batch` is the size to be ready for: the file's own, or 1; others are loaded on
+    first use. `factory` (FILE.py:FACTORY) allows a model of your own to be run, which no record does. The rest are the
+    backend's options, as `python -m runtime backends` lists them.
+
+    A file without a record is loaded unverified, in this process: do that with files you trust. PyTorch's engines set
+    PyTorch's threads and its float32 precision for the whole process.
+
+    Raises UserError on what the caller can mend (no such file, another hash, an engine or GPU that is not there), and
+    BackendError when the engine refuses the file.
+    """
+    if factory is not None:
+        external.allow(factory)
+    found = open_file(Path(path))
+    shape, dtype = _input(found)
+    name = backend if backend is not None else DEFAULT[found.kind]
+    engine = _engine(name, found)
+    check_options(options, [name])
+    where = _device(device, name, engine)
+    cores, first = _threads(threads), _ready_for(batch, shape[0])
+    model = Model(
+        found, lambda size: engine.load(found, device=where, threads=cores, batch=size, options=options),
+        backend=name, device=where, threads=cores, shape=shape, dtype=dtype,
+    )  # fmt: skip
+    model.prepare(first)
+    return model
+
+
+def best(
+    name: str, *, max_drop: float = 0.5, device: str = "auto", batch: int = 1,
+    artifacts: str | os.PathLike[str] = "artifacts", factory: str | None = None,
+) -> Model:  # fmt: skip
+    """Load what the newest report of this machine found fastest at `batch`, in the engine and with its settings.
+
+    Only rows whose outputs were verified count, of files that are still what was measured, and that lose at most
+    `max_drop` percentage points of top-1. `device` auto is the GPU where there is one.
+
+    Raises UserError when there is no report of this model on this machine and device, or no row qualifies; and what
+    `load` raises.
+    """
+    folder = Path(artifacts)
+    home = model_folder(name, folder)
+    if home is None:
+        known = ", ".join(models(folder))
+        there = f"there are: {known}" if known else f"make one with: python -m export {name}"
+        raise UserError(f"no model {name!r} in {folder}; {there}")
+    where = ("cuda" if backends.gpu() else "cpu") if choose(device, DEVICES, "device") == "auto" else device
+    bench = f"python -m runtime bench {name} --device {where} --batch {batch} --artifacts {folder}"
+    report = _newest(folder / saved.FOLDER, home.resolve().name, where)
+    if report is None:
+        raise UserError(f"{folder / saved.FOLDER} has no report of {name} on this machine's {where}; make one: {bench}")
+    for row in _fastest(report, home.resolve().name, batch, max_drop):
+        if (path := _measured(report, row, home)) is not None:
+            cell = row.cell
+            return load(path, backend=cell.backend, device=cell.device, threads=cell.threads, batch=batch,
+                        factory=factory, **cell.options)  # fmt: skip
+    raise UserError(f"the report of {report.environment.time} has no verified row of {name} at batch {batch} within "
+                    f"{max_drop:g} points of top-1 whose file is still the same; allow more, or: {bench}")  # fmt: skip
+
+
+def _input(found: Found) -> tuple[tuple[int | None, ...], str]:
+    """Shape (None: a free batch size) and type of the images that the file takes. Raises UserError."""
+    record = found.record
+    if record is None:
+        from export.foreign import inspect
+
+        read = inspect(found.path)
+        return tuple(read["shape"]), "uint8" if read["dtype"] == "UINT8" else "float32"
+    if record.file.path != found.path.name:
+        raise UserError(f"{found.path} is not what an engine loads; give {found.path.with_name(record.file.path)}")
+    if record.kind == "torch":
+        external.check_allowed(record.model, "factory=")
+    return record.inputs[0].shape, record.variant.input_dtype
+
+
+def _engine(name: str, found: Found) -> Backend:
+    """The backend of that name. Raises UserError when it is not one that computes with such a file."""
+    engine = backends.get(name)
+    if not engine.computes or found.kind not in engine.formats:
+        able = [other for other in backends.names()
+                if backends.get(other).computes and found.kind in backends.get(other).formats]  # fmt: skip
+        raise UserError(f"{name} does not run {found.path.name}; choose backend= from {', '.join(able)}")
+    return engine
+
+
+def _device(asked: str, name: str, engine: Backend) -> str:
+    """The device meant. Raises UserError when the engine cannot run there."""
+    if choose(asked, DEVICES, "device") == "auto":
+        asked = "cuda" if backends.gpu() and engine.unusable("cuda") is None else "cpu"
+    if reason := engine.unusable(asked):
+        raise UserError(f"{name} on {asked}: {reason}; mend that, or choose another backend= or device=")
+    return asked
+
+
+def _threads(asked: int | None) -> int:
+    usable = usable_threads()
+    if asked is not None and not 1 <= asked <= usable:
+        raise UserError(f"threads={asked}: this process may use {usable} cores; give at most as many")
+    return asked or usable
+
+
+def _ready_for(asked: int | None, fixed: int | None) -> int:
+    """The batch size to load first. Raises UserError when the file has another, or it is none."""
+    if asked is not None and (asked < 1 or fixed not in (None, asked)):
+        raise UserError(f"batch={asked}: give " + (f"{fixed}, at which the file is fixed" if fixed else "at least 1"))
+    return asked or fixed or 1
+
+
+def _newest(folder: Path, model: str, device: str) -> Report | None:
+    """The newest report in the folder of this machine and device that has rows of the model."""
+    here = identity(environment())
+    for path in saved.newest_first(folder):
+        report = Report.find(path)
+        if report and report.device == device and identity(report.environment) == here and any(report.of(model)):
+            return report
+    return None
+
+
+def _fastest(report: Report, model: str, batch: int, max_drop: float) -> list[Measurement]:
+    """The rows at this batch with any number of threads, fastest first."""
+    conditions = [one for one in report.conditions(model) if one.batch == batch and one.regime == REGIME]
+    rows = [row for one in conditions for row in report.fastest(model, one, max_drop)]
+    return sorted(rows, key=lambda row: row.median.value)
+
+
+def _measured(report: Report, row: Measurement, home: Path) -> Path | None:
+    """The row's file, wherever the report was made from; None when its record is not that of the file measured."""
+    subject = report.subject(row)
+    path = home / Path(subject.path).name
+    record = Artifact.find(path.with_suffix(".json"))
+    return path if record is not None and record.file.sha256 == subject.sha256 else None

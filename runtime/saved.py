@@ -1,0 +1,33 @@
+"""Reports on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainers.manifest import UserError
+
+FOLDER = "reports"  # under the artifacts folder
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The reports in `folder`, whose names begin with the time; among those of one moment their names decide."""
+    return sorted(folder.glob("[0-9]*.json"), key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+
+def latest(artifacts: Path) -> Path:
+    """The newest report under the artifacts folder. Raises UserError when there is none."""
+    paths = newest_first(artifacts / FOLDER)
+    if not paths:
+        raise UserError(f"no report in {artifacts / FOLDER}; make one with: python -m runtime bench MODEL")
+    return paths[0]
+
+
+def named(path: Path) -> Path:
+    """The report that the user means: a file, or the newest in a folder of reports or artifacts.
+
+    Raises UserError when a folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    here = newest_first(path)
+    return here[0] if here else latest(path)
