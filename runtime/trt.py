@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,6 @@ def _refusal(parser: Any) -> str:
     if not parser.num_errors:
         return "its parser: no reason given"
     error = parser.get_error(0)
-    words = " ".join(str(error.desc()).split()).removeprefix("Assertion failed: ")
+    words = textwrap.shorten(str(error.desc()).removeprefix("Assertion failed: "), 200)
     said = "" if words in ("", "false") else f" ({words})"
     return f"its parser: {' '.join((error.code().name, error.node_operator())).strip()}{said}"

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     from runtime.bench import memory_limit
     from runtime.engine import Order, make
     from trainers import manifest
-    from trainers.cli import progress, table
+    from trainers.cli import progress
 
     if find_spec(trt.MODULES["rtx"]) is None:
         raise UserError(f"build needs TensorRT for RTX; pip install {trt.INSTALL['rtx']}")
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             bars.advance(task)
     if arguments.json:
         emit({"schema": 1, "compiler": compiler, "engines": [_document(*each) for each in made]})
-    table(f"Engines by {compiler}", COLUMNS, [_cells(*each) for each in made], stderr=arguments.json)
+    _show(made, compiler, stderr=arguments.json)
     return OK if any(not isinstance(engine, str) for _, engine in made) else FAILED
 
 
@@ -94,10 +94,23 @@ def _document(order: Order, engine: Engine | str) -> dict[str, Any]:
             "bytes": engine.file.bytes, "sha256": engine.file.sha256, "seconds": engine.seconds}  # fmt: skip
 
 
+def _show(made: list[tuple[Order, Engine | str]], compiler: str, *, stderr: bool) -> None:
+    """The table, and below it why some are not there and where the others are."""
+    from trainers.cli import console, table
+
+    table(f"Engines by {compiler}", COLUMNS, [_cells(*each) for each in made], stderr=stderr)
+    for order, engine in made:
+        if isinstance(engine, str):
+            line = f"not built: {order.found.name} for {order.architecture}: {engine}"
+            console(stderr).print(line, markup=False)
+    for folder in dict.fromkeys(order.folder for order, engine in made if not isinstance(engine, str)):
+        console(stderr).print(f"in {folder}", markup=False)
+
+
 def _cells(order: Order, engine: Engine | str) -> tuple[str, ...]:
     from trainers.cli import megabytes
 
     if isinstance(engine, str):
-        return order.found.name, order.architecture, f"no: {engine}", "-", "-"
-    return (order.found.name, order.architecture, str(order.path), megabytes(engine.file.bytes),
+        return order.found.name, order.architecture, "no", "-", "-"
+    return (order.found.name, order.architecture, order.path.name, megabytes(engine.file.bytes),
             f"{engine.seconds:.1f}")  # fmt: skip
