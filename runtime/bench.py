@@ -157,16 +157,15 @@ def memory_limit(environment: Environment, device: str) -> int | None:
     return int(MEMORY_SHARE * environment.memory_bytes) or None if device == "cpu" else None
 
 
-def check_options(options: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
-    """Raise UserError unless every option is known to one of the backends, with values that it allows."""
-    for key, values in options.items():
+def check_options(options: Mapping[str, str], names: Sequence[str]) -> None:
+    """Raise UserError unless every option is known to one of the backends, with a value that it allows."""
+    for key, value in options.items():
         allowed = [backends.get(name).options[key] for name in names if key in backends.get(name).options]
         if not allowed:
             known = sorted({known for name in names for known in backends.get(name).options})
             raise UserError(f"no chosen backend has an option {key!r}; choose from {', '.join(known) or 'none'}")
-        for value in values:
-            if value not in allowed[0]:
-                raise UserError(f"--option {key}={value}: choose from {', '.join(allowed[0])}")
+        if value not in allowed[0]:
+            raise UserError(f"--option {key}={value}: choose from {', '.join(allowed[0])}")
 
 
 def own_options(backend: Backend, combinations: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

@@ -31,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Report]:
     """The same matrix, measured twice."""
     made = runtime_artifacts.make(tmp_path_factory.getbasetemp())
     found, _ = targets.resolve(["simplecnn"], made.parent, None)
-    plan = Plan(backends=("eager", "onnxruntime"), batches=(1, 4), rounds=6, seconds=0.1)
+    plan = Plan(backends=("eager", "onnxruntime"), batches=(1, 4), rounds=6, seconds=0.1, twin=False)
     first, second = (Bench(found, plan, environment()).run() for _ in range(2))
     return first, second
 

@@ -150,14 +150,16 @@ def _plan(arguments: argparse.Namespace, environment: Environment) -> Plan:
     names = arguments.backends.split(",") if arguments.backends else [name for name in known if name not in unasked]
     chosen = tuple(dict.fromkeys(choose(name.strip(), known, "backend") for name in names))
     options = _options([*arguments.option, *([f"streams={arguments.streams}"] if arguments.streams else [])])
-    check_options(options, chosen)
+    combinations = sweep(options)
+    for combination in combinations:
+        check_options(combination, chosen)
     device = pick_device(arguments.device, environment)
     samples: dict[str, Any] = {"at_most": max(quick.SAMPLES // arguments.rounds, 3)} if arguments.quick else {}
     return Plan(
         backends=chosen, batches=arguments.batch, device=device, threads=_threads(arguments.threads, environment),
         regimes=arguments.regime, rounds=arguments.rounds,
         seconds=arguments.seconds or (quick.SECONDS if arguments.quick else 2.0), timeout=arguments.timeout,
-        options=sweep(options), max_drop=arguments.max_drop, strict=arguments.strict, factories=_factories(arguments),
+        options=combinations, max_drop=arguments.max_drop, strict=arguments.strict, factories=_factories(arguments),
         memory_bytes=memory_limit(environment, device), **samples,
     )  # fmt: skip
 
