@@ -348,7 +348,7 @@ def test_a_picture_of_another_size_is_scaled_and_what_is_none_is_refused(model: 
 def test_the_best_is_the_reports_fastest_row_with_its_settings(
     benched: Path, report: Report, reference: Reference
 ) -> None:
-    fastest = report.fastest("simplecnn", 1, 100.0)[0]
+    fastest = report.fastest("simplecnn", report.conditions("simplecnn")[0], 100.0)[0]
     with best("simplecnn", max_drop=100.0, device="cpu", artifacts=benched) as model:
         assert (model.backend, model.device) == (fastest.cell.backend, "cpu")
         assert model.record
@@ -359,7 +359,7 @@ def test_the_best_is_the_reports_fastest_row_with_its_settings(
 
 
 def test_the_best_keeps_within_the_drop_and_to_files_that_are_as_measured(benched: Path, report: Report) -> None:
-    rows = report.fastest("simplecnn", 1, 100.0)
+    rows = report.fastest("simplecnn", report.conditions("simplecnn")[0], 100.0)
     names = [report.subject(row).name for row in rows]
     for subject in report.subjects:  # as if made again since, all but the slowest
         if subject.name != names[-1]:
