@@ -18,7 +18,7 @@ from trainers.cli import choose
 from trainers.manifest import UserError, environment, usable_threads
 
 DEFAULT = {"torch": "eager", "onnx": "onnxruntime", "openvino": "openvino"}  # the backend of each kind of file
-REGIME = "device"  # whose times decide
+REGIMES = ("end-to-end", "device", "throughput")  # whose times decide: the one most like a call, where it was measured
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -148,10 +148,10 @@ def _newest(folder: Path, model: str, device: str) -> Report | None:
 
 
 def _fastest(report: Report, model: str, batch: int, max_drop: float) -> list[Measurement]:
-    """The rows at this batch with any number of threads, fastest first."""
-    conditions = [one for one in report.conditions(model) if one.batch == batch and one.regime == REGIME]
+    """The rows at this batch with any number of threads, fastest first, by the regime most like a call of a Model."""
+    conditions = [one for one in report.conditions(model) if one.batch == batch]
     rows = [row for one in conditions for row in report.fastest(model, one, max_drop)]
-    return sorted(rows, key=lambda row: row.median.value)
+    return sorted(rows, key=lambda row: (REGIMES.index(row.cell.regime), row.median.value))
 
 
 def _measured(report: Report, row: Measurement, home: Path) -> Path | None:

@@ -106,7 +106,7 @@ class Bench:
         while waiting:
             again = bases if heat else []
             self._racing = [*again, *(c for c in waiting if c not in again)]
-            waiting = self._load(batch, heat, progress)
+            waiting = self._load(batch, heat, progress, len(again) + 1)
             self._rounds(batch, progress, after_round)
             for number, contender in enumerate(self._racing):
                 progress(f"batch {batch}: what ran", number, len(self._racing))
@@ -117,8 +117,11 @@ class Bench:
                     contender.close()
             self._racing, heat = [], heat + 1
 
-    def _load(self, batch: int, heat: int, progress: Progress) -> list[Contender]:
-        """Load the racing contenders one after the other, as many as memory holds; returns those left for later."""
+    def _load(self, batch: int, heat: int, progress: Progress, least: int) -> list[Contender]:
+        """Load the racing contenders one after the other, as many as memory holds; returns those left for later.
+
+        The first `least` take part whatever they need, so that every heat gets somewhere.
+        """
         racing, taken = self._racing, 0
         limit = HEAT_SHARE * self._environment.memory_bytes
         total = len(racing) * (1 + self._plan.rounds)
@@ -126,7 +129,7 @@ class Bench:
             progress(f"batch {batch}: loading {contender.target.subject.name} in {contender.backend}", number, total)
             contender.load(batch, heat, self._known)
             taken += contender.peak_bytes
-            if limit and taken > limit and number + 1 < len(racing):
+            if limit and taken > limit and least <= number + 1 < len(racing):
                 self._racing = racing[: number + 1]
                 return racing[number + 1 :]
         return []

@@ -101,6 +101,8 @@ def _outcome(old: Side, new: Side) -> Iterator[Finding]:
         yield "SAME", f"fails in both: {new.row.error}"
     elif old.report.verified(old.row) and not new.report.verified(new.row):
         yield "REGRESSION", "its outputs were verified, and are not now"
+    elif new.row.shortfall and old.row.ran is not None and not old.row.shortfall:
+        yield "REGRESSION", f"runs otherwise than its record says: {new.row.shortfall}"
 
 
 def _latency(ratio: Estimate, rounds: int, limits: Limits) -> Finding:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 from runtime.change import Change
 from runtime.compare import Comparison
 from runtime.report.table import UNKNOWN, milliseconds
+from runtime.results import Cell
+from trainers import cli
 from trainers.cli import console, table
 
-COLUMNS = ("verdict", "backend", "variant", "batch>", "old p50 ms>", "new p50 ms>", "new / old>", "95% interval>",
+COLUMNS = ("verdict", "backend", "variant", "conditions", "old p50 ms>", "new p50 ms>", "new / old>", "95% interval>",
            "drop, points>", "size>", "why")  # fmt: skip
 
 
@@ -29,9 +30,7 @@ def markdown(comparison: Comparison) -> str:
     lines = [f"**{summary(comparison)}**", "", *(f"- {line}" for line in comparison.warnings)]
     for model in comparison.models():
         rows = [cells(change) for change in comparison.changes if change.model == model]
-        rules = ["---:" if ">" in column else "---" for column in COLUMNS]
-        header = [column.replace(">", "") for column in COLUMNS]
-        lines += ["", f"### {model}", "", *map(_line, (header, rules, *rows))]
+        lines += ["", f"### {model}", "", cli.markdown(COLUMNS, rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -39,7 +38,7 @@ def cells(change: Change) -> list[str]:
     """One row's cells, in the order of COLUMNS."""
     ratio = change.ratio
     return [
-        change.word, change.cell.engine, change.cell.artifact, str(change.cell.batch),
+        change.word, change.cell.engine, change.cell.artifact.removeprefix(f"{change.model}-"), conditions(change.cell),
         milliseconds(change.old_s), milliseconds(change.new_s),
         f"{ratio.value:.3f}" if ratio else UNKNOWN, f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio else UNKNOWN,
         UNKNOWN if change.drop is None else f"{change.drop:+.2f}",
@@ -48,13 +47,14 @@ def cells(change: Change) -> list[str]:
     ]  # fmt: skip
 
 
+def conditions(cell: Cell) -> str:
+    """Batch, threads and regime: what tells rows of a sweep apart."""
+    return f"batch {cell.batch}, {cell.threads} thread{'s' if cell.threads > 1 else ''}, {cell.regime}"
+
+
 def summary(comparison: Comparison) -> str:
     """How many rows of each word there are, and what was allowed."""
     counts = Counter(change.word for change in comparison.changes)
     limits = comparison.limits
     return (f"{', '.join(f'{count} {word}' for word, count in counts.most_common())} "
             f"(allowed: {100 * limits.over:g}% of time and size, {limits.drop:g} points)")  # fmt: skip
-
-
-def _line(row: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
