@@ -121,7 +121,7 @@ def _ask(question: Question, environment: Environment) -> tuple[Taken, float]:
             check = msgspec.convert(loaded["check"], Check | None)
             if check is not None and check.reason:
                 raise CheckFailed(f"{question.title}: wrong outputs: {check.reason}")
-            worker.ask("warm", seconds=WARM_S, timeout=TIMEOUT_S)
+            worker.ask("warm", regime="device", seconds=WARM_S, timeout=TIMEOUT_S)
             reply = worker.ask("profile", runs=question.runs, stem=str(question.stem), timeout=TIMEOUT_S)
         except WorkerError as error:
             raise CheckFailed(f"{question.title}: {error}") from None
