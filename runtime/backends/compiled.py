@@ -50,8 +50,7 @@ def load(artifact: Found, *, device: str, threads: int, batch: int, options: Map
     torch._dynamo.reset()  # a second batch size would otherwise be compiled with a free batch dimension
     compiled = torch.compile(loaded, mode=mode, dynamic=False)
     example = torch.zeros((batch, *artifact.record.inputs[0].shape[1:]), device=device)  # type: ignore[arg-type]
-    counts = counters["inductor"]
-    before = counts.copy()
+    before = counters["inductor"].copy()
     started = time.perf_counter()
     with torch.no_grad(), kept() if options.get("cache", "on") == "on" else fresh():
         compiled(example)
@@ -59,7 +58,7 @@ def load(artifact: Found, *, device: str, threads: int, batch: int, options: Map
             torch.cuda.synchronize()
     build_s = time.perf_counter() - started
     attested = {"engine": "inductor", "precision": "fp32", "mode": mode, "freezing": freezing,
-                "cache": _found(counts - before)}  # fmt: skip
+                "cache": _found(counters["inductor"] - before)}  # fmt: skip
     return eager.TorchSession(compiled, device, build_s, attested)
 
 
