@@ -63,7 +63,7 @@ def _trace(module: nn.Module, path: Path, request: Request, **keywords: Any) -> 
     import onnx
     import torch
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trace-") as folder:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".trace-") as folder, _attention_in_parts():
         traced = Path(folder) / path.name
         torch.onnx.export(
             module,
@@ -80,6 +80,19 @@ def _trace(module: nn.Module, path: Path, request: Request, **keywords: Any) -> 
             onnx.save(onnx.load(traced), path, save_as_external_data=True, location=data_path(path).name)
         else:
             traced.replace(path)
+
+
+@contextlib.contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Multi-head attention as the operators that it consists of: in eval mode PyTorch calls one that ONNX has not."""
+    import torch
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 EXPORTERS: dict[str, Callable[[nn.Module, Path, Request], None]] = {"dynamo": dynamo, "eager": torchscript}
