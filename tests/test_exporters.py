@@ -123,6 +123,27 @@ def test_a_model_that_one_exporter_cannot_write_goes_through_the_other(tmp_path:
         np.testing.assert_allclose(logits(tmp_path / "e.onnx", images), module(images), atol=1e-5)
 
 
+@pytest.mark.parametrize("exporter", exporters.EXPORTERS)
+def test_attention_goes_through_both(tmp_path: Path, exporter: str) -> None:
+    """In eval mode PyTorch calls one fused operator for it, which ONNX has not."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = x.flatten(2).transpose(1, 2)
+            return self.attention(rows, rows, rows, need_weights=False)[0].reshape(-1, 4, 6, 6)
+
+    module, before = network(Attending()), torch.backends.mha.get_fastpath_enabled()
+    write_onnx(exporter, module, tmp_path / "m.onnx", Request(input_shape=SHAPE, batch=None, opset=20))
+    assert torch.backends.mha.get_fastpath_enabled() == before
+    images = torch.randn(3, *SHAPE)
+    with torch.no_grad():
+        np.testing.assert_allclose(logits(tmp_path / "m.onnx", images), module(images), atol=1e-5)
+
+
 @pytest.mark.parametrize("exporter", ["eager", "dynamo"])
 @pytest.mark.parametrize("opset", range(17, 24))
 def test_a_file_has_the_opset_that_was_asked_for(tmp_path: Path, exporter: str, opset: int) -> None:
