@@ -69,6 +69,12 @@ class Job:
         return origin(self.checkpoint, self.source)
 
     @cached_property
+    def sufficient(self) -> tuple[str, ...]:
+        """Which images an artifact may have been judged on: those asked for, or the whole split."""
+        every = reference.choose_images(self.data.splits["test"], self.checkpoint.preprocess, None)
+        return self.verification.key, every.key
+
+    @cached_property
     def brief(self) -> Job:
         """The same, judged on no more than the reference images."""
         if self.verify_images is not None and self.verify_images <= reference.REFERENCE_IMAGES:
@@ -116,7 +122,7 @@ def _decided(job: Job, variant: Variant, asked: Calibration) -> Calibration | No
 
 
 def find_made(job: Job, variant: Variant) -> Artifact | None:
-    """The artifact on disk, if it is this variant of this checkpoint, judged on these images, and undamaged.
+    """The artifact on disk, if it is this variant of this checkpoint, judged on these images or on all, and undamaged.
 
     Decided by records and hashes alone: no image is opened, no framework loaded.
     """
@@ -129,8 +135,7 @@ def find_made(job: Job, variant: Variant) -> Artifact | None:
     same = (
         record.variant == variant
         and _is_of_this_version(record)  # another one's recipes may differ
-        and record.parity.images == len(job.verification.indices)
-        and record.parity.verified_on == job.verification.key
+        and record.parity.verified_on in job.sufficient
         and (record.parity.accuracy is not None) == job.labelled
         and (variant not in job.choices or record.choice == job.choices[variant])
         and (not job.reproduce or record.reproduced is not None)

@@ -31,7 +31,7 @@ from export import (
 from export.activations import swap_gelu
 from export.artifact import FAILED, Artifact, Parent, Parity, Tensor
 from export.exporters import INPUT, OUTPUT, TORCH, Request, data_path, move, write_onnx
-from export.job import Job, complete, find_made
+from export.job import Job, complete, find_made, recorded_choice
 from export.metamorphic import Metamorphic
 from export.precision import AUTO, OPENVINO, PRECISIONS, Conversion, Tolerance, convert, methods, requested
 from export.reproduce import compare
@@ -123,7 +123,7 @@ def export(job: Job, variant: Variant) -> Artifact:
             peak_memory_bytes=peak_bytes(),
             command=shlex.join(["python", "-m", "export", *sys.argv[1:]]),
             environment=environment(),
-            choice=job.choices.get(variant),
+            choice=job.choices.get(variant) or recorded_choice(job, variant),
             metamorphic=independent,
             reproduced=_reproduce(job, variant, path) if job.reproduce else None,
         )

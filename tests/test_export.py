@@ -33,7 +33,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(artifacts: Path, *arguments: object) -> dict[str, Artifact]:
-    done = succeed("export", *arguments, *SMALL, "--artifacts", artifacts, "--json")
+    done = succeed("export", *SMALL, *arguments, "--artifacts", artifacts, "--json")
     documents = json.loads(done.stdout)["artifacts"]
     return {Path(d["files"][0]["path"]).stem: Artifact.load(record_path(artifacts, d)) for d in documents}
 
@@ -109,6 +109,13 @@ def test_asking_again_makes_nothing_anew(artifacts: Path) -> None:
     name = "simplecnn-dynamo-exact-fp16"
     assert third[name].file.sha256 == first[name].file.sha256
     assert third[name].environment.time != first[name].environment.time
+
+
+def test_what_was_judged_on_all_images_is_not_judged_on_fewer(artifacts: Path) -> None:
+    whole = exported(artifacts, "simplecnn", "--verify-images", "all")
+    again = exported(artifacts, "simplecnn")  # on 64
+    assert {record.parity.images for record in again.values()} == {record.parity.images for record in whole.values()}
+    assert {record.parity.images for record in again.values()} != {64}
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "eager"])
