@@ -10,7 +10,6 @@ Nothing is computed here. What has no record is left out.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Iterator
@@ -93,14 +92,15 @@ def _picture(source: Path, name: str) -> str:
 
 
 def main() -> int:
-    parser = cli.Parser(prog="python benchmarks/tables.py", description=__doc__,
-                        formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = cli.Parser(prog="python benchmarks/tables.py", description=__doc__)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
-    folder = parser.parse_args().artifacts
+    parser.add_argument("--only", choices=PAGES, help="one page")
+    arguments = parser.parse_args()
+    folder = arguments.artifacts
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; export models first")
     for name, page in PAGES.items():
-        parts = list(page(folder))
+        parts = list(page(folder)) if arguments.only in (None, name) else []
         if len(parts) > (name != "gelu-study.md"):
             write_atomic(ROOT / "docs" / name, ("\n\n".join(part.strip() for part in parts) + "\n").encode())
             print(f"docs/{name}")
