@@ -277,7 +277,8 @@ def test_an_onnx_file_is_quantized_and_measured_without_pytorch(made: Path, tmp_
         0.1, "--threads", 1, "--json",
     )  # fmt: skip
     rows = json.loads(benched.stdout)["measurements"]
-    assert [(row["error"], row["check"]["reason"]) for row in rows] == [(None, ""), (None, "")]
+    assert [row["cell"]["twin"] for row in rows] == [False, True, False]
+    assert {(row["error"], row["check"]["reason"]) for row in rows} == {(None, "")}
 
 
 def test_what_is_read_of_a_file(tmp_path: Path) -> None:
