@@ -17,12 +17,12 @@ INFORMATIVE = 15.0  # percent: a checkpoint below it has little accuracy to lose
 
 def show(artifacts: Sequence[Artifact], *, stderr: bool = False) -> None:
     """Print one row an artifact; all are of one model, judged on the same images."""
-    cli.table(_title(artifacts[0]), COLUMNS, _rows(artifacts), stderr=stderr)
+    cli.table(_title(_basis(artifacts)), COLUMNS, _rows(artifacts), stderr=stderr)
 
 
 def markdown(artifacts: Sequence[Artifact]) -> str:
     """The same as a Markdown table, under a line that says what it shows."""
-    return f"{_title(artifacts[0])}:\n\n{cli.markdown(COLUMNS, _rows(artifacts))}\n"
+    return f"{_title(_basis(artifacts))}:\n\n{cli.markdown(COLUMNS, _rows(artifacts))}\n"
 
 
 def _title(first: Artifact) -> str:
@@ -35,9 +35,14 @@ def _title(first: Artifact) -> str:
     return f"{first.model}: top-1 {parity.checkpoint_accuracy:.2f}% on {images}{weak}"
 
 
+def _basis(artifacts: Sequence[Artifact]) -> Artifact:
+    """The first of those that were judged on most images."""
+    return max(artifacts, key=lambda one: one.parity.images)
+
+
 def _rows(artifacts: Sequence[Artifact]) -> list[tuple[str, ...]]:
-    """One row each; one that was judged on other images than the first, which the title names, says so."""
-    images = artifacts[0].parity.images
+    """One row each; one that was judged on fewer images than the title names says so."""
+    images = _basis(artifacts).parity.images
     return [_row(one, "" if one.parity.images == images else f" (on {one.parity.images} images)") for one in artifacts]
 
 
