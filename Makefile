@@ -21,7 +21,7 @@ demo: $(VENV)/demo-installed
 	@$(RUN) -m runtime bench $(MODELS) --quick --artifacts $(ARTIFACTS)
 
 test: $(VENV)/dev-installed
-	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 5
+	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 25 --durations-min 5
 
 test-gpu: $(VENV)/dev-installed
 	$(RUN) -m pytest -m gpu

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 KEPT = 4  # batch sizes: each holds the weights once more
+_torch_loads = threading.Lock()  # torch.export and Inductor trace with state of the process, not of the thread
 
 
 class Sessions:
@@ -64,7 +65,9 @@ class Sessions:
                 if seat.left:  # another thread needed its place before this one came in
                     continue
                 with _engine(needs_torch=self._needs_torch):
-                    seat.session = seat.session or self._load(batch)
+                    if seat.session is None:
+                        with _torch_loads if self._needs_torch else contextlib.nullcontext():
+                            seat.session = self._load(batch)
                     yield seat.session
                 return
 

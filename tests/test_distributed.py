@@ -31,9 +31,12 @@ SIMPLE = (
     "simplecnn", *COMMON, "--steps", 12, "--set", "crop=2", "--set", "flip=true", "--set", "erase=0.3",
     "--set", "accumulate=2", "--set", "clip_norm=0.5", "--set", "ema=0.5",
 )  # fmt: skip
-CONVNEXT = ("convnext", *COMMON, "--set", "size=64", "--batch-size", 8, "--steps", 4, "--set", "clip_norm=1")
+CONVNEXT = (
+    "convnext", *COMMON, "--set", "size=32", "--set", "blocks=1,1,1,1", "--batch-size", 8, "--steps", 4,
+    "--set", "clip_norm=1",
+)  # fmt: skip
 SGD = ("--set", "optimizer=sgd", "--set", "lr=0.05")
-LONG = ("simplecnn", *COMMON, "--steps", 160, "--set", "save_every=20", "--set", "crop=2")
+LONG = ("simplecnn", *COMMON, "--steps", 100, "--set", "save_every=20", "--set", "crop=2")
 
 # Two half batches are summed in another order than one batch: gradients differ by rounding, 1e-7 of their size. SGD
 # hands that on as it is. AdamW divides a gradient by its own size, so that where it is nearly zero rounding may decide

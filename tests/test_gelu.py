@@ -113,7 +113,8 @@ def test_graph_and_module_swaps_agree_for_every_activation(
     module = places()
     graph = exported(tmp_path / "net.onnx", module, exporter, opset)
     mine = [activations.parse(f"{own}:{name}") for name in ("soft", "Leaky")]
-    for name in [*activations.ACTIVATIONS, *mine]:
+    every = (exporter, opset) in (("eager", 17), ("dynamo", 20))  # GELU in parts and as one node; the others are alike
+    for name in [*activations.ACTIVATIONS, *mine] if every else ["relu", mine[0]]:
         if name != "exact":
             assert agree(tmp_path / "swapped.onnx", module, graph, name, 8) == 2
 
@@ -128,7 +129,7 @@ def test_graph_and_module_swaps_agree_on_models(tmp_path: Path, own: Path, model
     else:
         from trainers.models.convnext import ConvNeXt
 
-        module = ConvNeXt(num_classes=10, input_shape=(3, 32, 32), size=32).eval()
+        module = ConvNeXt(num_classes=10, input_shape=(3, 32, 32), size=32, blocks="1,1,1,1").eval()
     gelus = sum(activations.is_gelu(part) for part in module.modules())
     assert gelus >= 2
     graph = exported(tmp_path / "net.onnx", module, "dynamo", 20, size=32)

@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
+from torchvision.models.convnext import CNBlockConfig
 
 from export import rewrites
 from export.exporters import Request, write_onnx
@@ -52,12 +53,13 @@ def ours(name: str, **options: object) -> tuple[torch.nn.Module, tuple[int, int,
     return spec.build(num_classes=spec.num_classes, input_shape=shape, **chosen), shape
 
 
+FEW_BLOCKS = [CNBlockConfig(*stage) for stage in ((32, 64, 1), (64, 96, 1), (96, 128, 1), (128, None, 2))]
 MODULES: dict[str, Callable[[], tuple[torch.nn.Module, tuple[int, int, int]]]] = {
-    "convnext": lambda: ours("convnext", size=32),
+    "convnext": lambda: ours("convnext", size=32, blocks="1,1,1,1"),
     "resnet18": lambda: ours("resnet18"),
     "simplecnn": lambda: ours("simplecnn"),
     "mobilenet": lambda: (torchvision.models.mobilenet_v3_small(num_classes=10), (3, 64, 64)),
-    "convnext_tiny": lambda: (torchvision.models.convnext_tiny(num_classes=10), (3, 64, 64)),
+    "torchvision_convnext": lambda: (torchvision.models.ConvNeXt(FEW_BLOCKS, num_classes=10), (3, 64, 64)),
 }
 
 
@@ -143,23 +145,21 @@ def test_names() -> None:
 
 slow = pytest.mark.slow
 REAL = [
-    pytest.param(
-        "convnext", "eager", 17, {"fold-constants": 54, "fuse-gelu": 18, "depthwise-split": 18, "dead-taps": 48}
-    ),
-    pytest.param("convnext", "dynamo", 18, {"fuse-gelu": 18, "depthwise-split": 18, "dead-taps": 48}, marks=slow),
-    pytest.param("convnext", "dynamo", 23, {"depthwise-split": 18, "dead-taps": 48}, marks=slow),
+    pytest.param("convnext", "eager", 17, {"fold-constants": 12, "fuse-gelu": 4, "depthwise-split": 4, "dead-taps": 8}),
+    pytest.param("convnext", "dynamo", 18, {"fuse-gelu": 4, "depthwise-split": 4, "dead-taps": 8}, marks=slow),
+    pytest.param("convnext", "dynamo", 23, {"depthwise-split": 4, "dead-taps": 8}, marks=slow),
     pytest.param("resnet18", "eager", 20, {"dead-taps": 4}),
     pytest.param("resnet18", "dynamo", 20, {"dead-taps": 4}, marks=slow),
     pytest.param("simplecnn", "dynamo", 20, {}),
     pytest.param("mobilenet", "eager", 20, {"fold-constants": 5, "dead-taps": 2, "share-initializers": 5}, marks=slow),
     pytest.param(
-        "convnext_tiny",
+        "torchvision_convnext",
         "eager",
         17,
-        {"fold-constants": 106, "fuse-gelu": 18, "dead-taps": 3, "share-initializers": 52},
+        {"fold-constants": 27, "fuse-gelu": 5, "dead-taps": 2, "share-initializers": 12},
         marks=slow,
     ),
-    pytest.param("convnext_tiny", "dynamo", 20, {"dead-taps": 3, "share-initializers": 10}, marks=slow),
+    pytest.param("torchvision_convnext", "dynamo", 20, {"dead-taps": 2}, marks=slow),
 ]
 
 

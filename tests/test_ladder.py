@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -116,8 +118,13 @@ def test_the_table_adds_one_technique_a_rung() -> None:
     assert {"pinned-memory", "fp16", "cuda-graphs", "kernels"} <= unusable(RUNGS, "cpu").keys()
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # PyTorch's loaders fork, threads or not
 def test_every_loader_gives_the_same_images_in_the_same_order() -> None:
+    """In a process of its own: PyTorch's loaders fork, which some engines' libraries, once loaded, do not survive."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(compare_loaders).result()
+
+
+def compare_loaders() -> None:
     data = open_dataset("synthetic", shape=(1, 28, 28), num_classes=10)
     recipe, whole = Recipe(batch_size=16), Preprocess(size=(28, 28), resize=28, mean=data.mean, std=data.std)
     first = {}

@@ -13,7 +13,6 @@ from trainers.manifest import UserError
 from trainers.spec import ModelSpec, Recipe
 
 CHANNELS = (64, 96, 128, 256)
-BLOCKS = (3, 3, 9, 3)
 EXPANSION = 4
 REDUCTION = 32  # the input is this many times as wide as the last stage's maps
 
@@ -35,10 +34,15 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """(N, channels, size, size) -> (N, num_classes) logits."""
+    """(N, channels, size, size) -> (N, num_classes) logits. `blocks`: how many each of the four stages has."""
 
-    def __init__(self, num_classes: int, input_shape: tuple[int, int, int], size: int) -> None:
+    def __init__(
+        self, num_classes: int, input_shape: tuple[int, int, int], size: int, blocks: str = "3,3,9,3"
+    ) -> None:
         super().__init__()
+        counts = [int(count) for count in blocks.split(",") if count.isdecimal()]
+        if len(counts) != len(CHANNELS) or 0 in counts or blocks != ",".join(map(str, counts)):
+            raise UserError(f"convnext has no blocks {blocks!r}; give the number in each of its stages, as in 3,3,9,3")
         if size % REDUCTION:
             raise UserError(f"convnext takes sizes that are multiples of {REDUCTION}, not {size}; set another size")
         side = size // 4
@@ -46,7 +50,7 @@ class ConvNeXt(nn.Module):
             nn.Conv2d(input_shape[0], CHANNELS[0], kernel_size=4, stride=4),
             nn.LayerNorm([CHANNELS[0], side, side]),
         ]
-        for stage, (dim, count) in enumerate(zip(CHANNELS, BLOCKS, strict=True)):
+        for stage, (dim, count) in enumerate(zip(CHANNELS, counts, strict=True)):
             if stage:
                 before = CHANNELS[stage - 1]
                 layers += [nn.LayerNorm([before, side, side]), nn.Conv2d(before, dim, kernel_size=2, stride=2)]
@@ -66,7 +70,7 @@ SPEC = ModelSpec(
     dataset="tinyimagenet",
     input_shape=(3, 224, 224),
     num_classes=200,
-    options={"size": 224},
+    options={"size": 224, "blocks": "3,3,9,3"},
     recipes={
         "tinyimagenet": Recipe(
             epochs=4,
