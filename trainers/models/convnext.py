@@ -36,9 +36,7 @@ class Block(nn.Module):
 class ConvNeXt(nn.Module):
     """(N, channels, size, size) -> (N, num_classes) logits. `blocks`: how many each of the four stages has."""
 
-    def __init__(
-        self, num_classes: int, input_shape: tuple[int, int, int], size: int, blocks: str = "3,3,9,3"
-    ) -> None:
+    def __init__(self, num_classes: int, input_shape: tuple[int, int, int], size: int, blocks: str = "3,3,9,3") -> None:
         super().__init__()
         counts = [int(count) for count in blocks.split(",") if count.isdecimal()]
         if len(counts) != len(CHANNELS) or 0 in counts or blocks != ",".join(map(str, counts)):
