@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from export import calibration, reference
-from export.activations import has_gelu
+from export.activations import EXACT, has_gelu
 from export.artifact import Artifact, is_true
 from export.choice import Choice
 from export.exporters import EXPORTERS, TORCH
@@ -38,7 +38,9 @@ class Job:
     folder: Path  # where artifacts go
     data: Dataset
     calibration_images: int
-    verify_images: int | None  # None: all of the test split
+    verify_images: int  # of the test split, at most
+    exact_images: int | None = None  # for what computes as PyTorch does; None: as many
+    within: Job | None = None  # whose verification images hold all of these, so that its logits serve
     calibration_method: str = "minmax"
     labelled: bool = True  # whether the images' labels are the model's classes
     file: ModelFile | None = None  # the ONNX file that everything is made from
@@ -70,24 +72,51 @@ class Job:
 
     @cached_property
     def sufficient(self) -> tuple[str, ...]:
-        """Which images an artifact may have been judged on: those asked for, or the whole split."""
+        """Which images an artifact may have been judged on: those asked for, or more."""
         every = reference.choose_images(self.data.splits["test"], self.checkpoint.preprocess, None)
-        return self.verification.key, every.key
+        asked = (self, self.within) if self.within else (self,)
+        return *(job.verification.key for job in asked), every.key
 
     @cached_property
     def brief(self) -> Job:
         """The same, judged on no more than the reference images."""
-        if self.verify_images is not None and self.verify_images <= reference.REFERENCE_IMAGES:
+        if self.verify_images <= reference.REFERENCE_IMAGES:
             return self
-        return dataclasses.replace(self, verify_images=reference.REFERENCE_IMAGES, made=dict(self.made))
+        few = reference.REFERENCE_IMAGES
+        return dataclasses.replace(self, verify_images=few, exact_images=None, within=None, made=dict(self.made))
+
+    def judging(self, variant: Variant) -> Job:
+        """The same, with the images that this variant is judged on.
+
+        An fp32 file of the model's own activations is right or wrong by its numbers, which fewer images show as well;
+        what changes the arithmetic is judged by its accuracy too.
+        """
+        converted = variant.exporter != TORCH and variant.precision == "fp32" and variant.gelu == EXACT
+        return self._exact if converted else self
+
+    @cached_property
+    def _exact(self) -> Job:
+        if self.exact_images is None or self.exact_images >= self.verify_images:
+            return self
+        return dataclasses.replace(self, verify_images=self.exact_images, exact_images=None, within=self)
 
     def logits(self, gelu: str) -> np.ndarray:
         """The model's own logits on the verification images, with this activation."""
+        if self.within is not None:
+            return self.within.logits(gelu)[self._rows]
         return self.answers(gelu, self.verification)
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """Which of the images of `within` these are."""
+        assert self.within is not None
+        return self.within.verification.indices.searchsorted(self.verification.indices)
 
     @cached_property
     def origin_logits(self) -> np.ndarray:
         """The model's logits in fp32, before anything was swapped or quantized."""
+        if self.within is not None:
+            return self.within.origin_logits[self._rows]
         if self.file is not None:
             return self.logits("exact")
         return reference.logits(self.origin, self.source, self.folder, "exact", self.verification)
@@ -126,7 +155,7 @@ def find_made(job: Job, variant: Variant) -> Artifact | None:
 
     Decided by records and hashes alone: no image is opened, no framework loaded.
     """
-    variant = complete(job, variant)
+    variant, job = complete(job, variant), job.judging(variant)
     if variant in job.made:
         return job.made[variant]
     record = _record(job, variant)

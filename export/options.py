@@ -17,6 +17,7 @@ from export.foreign import LOWEST_OPSET
 from export.precision import AUTO, METHODS, PRECISIONS, require
 from export.search import AUTO as SEARCHED
 from export.search import flags
+from export.starting import EXACT_IMAGES, VERIFY_IMAGES
 from export.variant import OPSET
 from trainers import cli, models
 from trainers.manifest import UserError, gpu
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 QUANTIZED = [*(name for name in PRECISIONS if name != "fp32"), SEARCHED]
 TARGETS = sorted({target for row in PRECISIONS.values() for target in row.targets})
 OPSETS = range(17, 24)
+ALL = sys.maxsize  # images
 
 EXAMPLES = """\
 examples:
-  python -m export resnet18                         fp32 ONNX, verified on 1,000 test images
+  python -m export resnet18                         fp32 ONNX, verified on test images
   python -m export convnext --quantize              and static int8, placed for this machine
   python -m export convnext --quantize fp16 --gelu tanh --exporter both
   python -m export convnext --all                   change one factor at a time: about 16 files
@@ -118,9 +120,9 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--verify-images",
         type=_count,
-        default=1000,
         metavar="N|all",
-        help="test images that parity and accuracy are measured on (default: 1000)",
+        help=f"test images that parity and accuracy are measured on (default: {VERIFY_IMAGES}; {EXACT_IMAGES} for what "
+        "computes as PyTorch does, where numbers decide)",
     )
     flags.add_flags(made)
     made.add_argument("--output", type=Path, metavar="DIR", help="default: the model's folder under --artifacts")
@@ -151,8 +153,8 @@ def _batch(text: str) -> int | None:
     return None if text == "dynamic" else cli.positive(text)
 
 
-def _count(text: str) -> int | None:
-    return None if text == "all" else cli.positive(text)
+def _count(text: str) -> int:
+    return ALL if text == "all" else cli.positive(text)
 
 
 _batch.__name__ = _count.__name__ = "value"

@@ -85,6 +85,7 @@ def export(job: Job, variant: Variant) -> Artifact:
     when the exporter or the engine refuses the model, CheckFailed when the file or its parent is invalid.
     """
     variant = settled(job, variant)
+    job = job.judging(variant)
     name = variant.name(job.checkpoint.model)
     reused = find_made(job, variant)
     if reused is not None:

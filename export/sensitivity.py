@@ -12,6 +12,7 @@ from export import options
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS
 from export.search import RANKING_IMAGES, flags
+from export.starting import EXACT_IMAGES
 from trainers import cli, models
 from trainers.manifest import UserError, write_atomic
 from trainers.qat import SUFFIX
@@ -50,9 +51,8 @@ def parser() -> cli.Parser:
     made.add_argument("--calibration-images", type=cli.positive, default=256, metavar="N", help="default: 256")
     made.add_argument(
         "--verify-images",
-        default="1000",
         metavar="N|all",
-        help="test images that the fp32 file is verified on, if it has to be made (default: 1000)",
+        help=f"test images that the fp32 file is verified on, if it has to be made (default: {EXACT_IMAGES})",
     )
     made.add_argument("--top", type=cli.positive, default=TOP, metavar="N", help=f"rows shown (default: {TOP})")
     made.add_argument("--cache", type=Path, metavar="DIR", help="for decoded data (default: the user's cache folder)")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from export.job import Job
 
 ONNX_FILE = ".onnx"
+VERIFY_IMAGES, EXACT_IMAGES = 1000, 256  # by default; see Job.judging
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +69,8 @@ def start(arguments: argparse.Namespace) -> Job:
         data=data,
         calibration_images=arguments.calibration_images,
         calibration_method=arguments.calibration_method,
-        verify_images=arguments.verify_images,
+        verify_images=arguments.verify_images or VERIFY_IMAGES,
+        exact_images=arguments.verify_images or EXACT_IMAGES,
         reproduce=arguments.reproduce,
         labelled=labelled,
     )
@@ -194,7 +196,8 @@ def _of_file(arguments: argparse.Namespace) -> Job:
         data=data,
         calibration_images=arguments.calibration_images,
         calibration_method=arguments.calibration_method,
-        verify_images=arguments.verify_images,
+        verify_images=arguments.verify_images or VERIFY_IMAGES,
+        exact_images=arguments.verify_images or EXACT_IMAGES,
         reproduce=arguments.reproduce,
         labelled=bool(arguments.calibration_data) and len(data.classes) == file.num_classes,
         file=file,

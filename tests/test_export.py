@@ -112,6 +112,18 @@ def test_asking_again_makes_nothing_anew(artifacts: Path) -> None:
     assert third[name].environment.time != first[name].environment.time
 
 
+def test_numbers_need_fewer_images_than_accuracy(artifacts: Path, tmp_path: Path) -> None:
+    shutil.copytree(artifacts / "simplecnn", tmp_path / "simplecnn", ignore=shutil.ignore_patterns("*.onnx", "logits"))
+    arguments = ("export", "simplecnn", "--quantize", "--target", "cpu", "--artifacts", tmp_path, "--json")
+    made = {d["variant"]["precision"]: d["parity"] for d in json.loads(succeed(*arguments).stdout)["artifacts"][1:]}
+    assert {precision: parity["images"] for precision, parity in made.items()} == {"fp32": 256, "int8": 1000}
+    assert made["fp32"]["passed"]
+    whole = json.loads(succeed(*arguments, "--verify-images", 1000).stdout)["artifacts"]
+    assert {d["parity"]["images"] for d in whole} == {1000}
+    again = json.loads(succeed(*arguments).stdout)["artifacts"]
+    assert again == whole  # more than enough
+
+
 def test_what_was_judged_on_all_images_is_not_judged_on_fewer(artifacts: Path) -> None:
     whole = exported(artifacts, "simplecnn", "--verify-images", "all")
     again = exported(artifacts, "simplecnn")  # on 64

@@ -46,7 +46,7 @@ def study(job: Job, gelus: Sequence[str], steps: int, artifacts: Path) -> Study:
     """
     gelus = [EXACT, *(name for name in dict.fromkeys(gelus) if name != EXACT)]
     folder = job.folder / FOLDER
-    count = min(SEEN_IMAGES, job.verify_images or SEEN_IMAGES)
+    count = min(SEEN_IMAGES, job.verify_images)
     chosen = reference.choose_images(job.data.splits["val"], job.checkpoint.preprocess, count)
     histograms = seen.observe(job.checkpoint, job.source, folder, chosen)
     whole = seen.together(histograms.values())
