@@ -39,6 +39,13 @@ def test_convnext_follows_its_image_size() -> None:
         build(models.get("convnext"), size=50)
 
 
+@pytest.mark.parametrize("blocks", ["1,1,1", "3,3,9,0", "3, 3,9,3", "", "a,b,c,d"])
+def test_convnext_has_four_stages(blocks: str) -> None:
+    assert sum(p.numel() for p in build(models.get("convnext"), size=32, blocks="1,1,1,1").parameters()) == 2_348_168
+    with pytest.raises(UserError, match="as in 3,3,9,3"):
+        build(models.get("convnext"), blocks=blocks)
+
+
 def test_simplecnn_is_one_convolution_and_one_linear() -> None:
     kinds = [type(part).__name__ for part in build(models.get("simplecnn")).children()]
     assert kinds == ["Conv2d", "ReLU", "Linear"]
@@ -68,5 +75,5 @@ def test_a_wrong_setting_gets_one_line(settings: dict[str, str], says: str) -> N
 
 def test_settings_reach_model_and_recipe() -> None:
     options, recipe = models.get("convnext").configure({"size": "64", "lr": "1"}, Recipe())
-    assert options == {"size": 64}
+    assert options == {"size": 64, "blocks": "3,3,9,3"}
     assert recipe.lr == 1.0
