@@ -25,14 +25,12 @@ def unusable(device: str) -> str | None:
 
 
 class TorchSession:
-    """A callable on tensors, eager or compiled, under no_grad."""
+    """A callable on tensors, eager or compiled, in a thread that `settle` has set to compute without gradients."""
 
     def __init__(self, forward: Callable[[Any], Any], device: str, build_s: float, attested: dict[str, str]) -> None:
         import torch
 
         self._torch, self._device, self._forward = torch, device, forward
-        self._context = torch.no_grad()
-        self._context.__enter__()  # entered once: entering it in every step would be timed
         self._x: Tensor | None = None
         self._logits: Tensor | None = None
         self.build_s, self.attested = build_s, attested
@@ -64,7 +62,6 @@ class TorchSession:
         return logits
 
     def close(self) -> None:
-        self._context.__exit__(None, None, None)
         self._x = self._logits = None
         self._forward = _closed
 
@@ -74,9 +71,13 @@ def _closed(_: Any) -> Any:
 
 
 def settle(threads: int) -> None:
-    """Set PyTorch to honest fp32 and to `threads` threads."""
+    """Set PyTorch to honest fp32 and to `threads` threads, and this thread to compute without gradients.
+
+    Once and for all: a context entered in every step would be timed. Who shares the thread keeps a `no_grad` around it.
+    """
     import torch
 
+    torch.set_grad_enabled(False)
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False  # on by default for convolutions; the artifact says fp32
