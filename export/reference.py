@@ -60,7 +60,7 @@ class Verification:
         """A digest of which images these are and how they are prepared."""
         digest = hashlib.sha256(self.split.sha256.encode())
         digest.update(self.indices.tobytes())
-        digest.update(f"{self.preprocess!r} 8 bits".encode())
+        digest.update(f"{self.preprocess!r} 8 bits, halves up".encode())
         return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+import torch
 from checkpoints import random_checkpoint
 
 from export import engines
@@ -21,6 +22,7 @@ from export.variant import Variant
 from runtime import backends
 from runtime.check import Reference, answers, judge
 from trainers.open import open_dataset
+from trainers.preprocess import prepare
 from trainers.spec import Preprocess
 
 FORMS = [(name, target) for name in CONVERTED for target in placements(name)]
@@ -93,6 +95,19 @@ def test_pixels_come_back_from_normalised_images() -> None:
     preprocess = Preprocess(size=(2, 128), resize=2, mean=(0.4914, 0.4, 0.1), std=(0.2, 0.25, 0.3))
     every = np.arange(256, dtype=np.uint8).reshape(1, 1, 2, 128).repeat(3, axis=1)
     assert (to_pixels(normalise(every, preprocess), preprocess) == every).all()
+
+
+def test_a_scaled_image_has_the_same_pixels_with_any_number_of_threads() -> None:
+    """64 to 224 pixels leaves many values halfway between two, where threads differ in the last bit."""
+    preprocess = Preprocess(size=(224, 224), resize=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    small = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8))
+    threads, pixels = torch.get_num_threads(), []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        pixels.append(to_pixels(prepare(small, preprocess).numpy(), preprocess))
+    torch.set_num_threads(threads)
+    assert (pixels[0] == pixels[1]).all()
+    assert (pixels[0] == pixels[2]).all()
 
 
 def test_bf16_emulated_in_onnxruntime_rounds_as_the_file_does(folder: Path) -> None:
