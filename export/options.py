@@ -14,7 +14,7 @@ from export.activations import ACTIVATIONS
 from export.activations import parse as parse_gelu
 from export.exporters import EXPORTERS, TORCH
 from export.foreign import LOWEST_OPSET
-from export.precision import AUTO, METHODS, PRECISIONS, require
+from export.precision import AUTO, METHODS, OPENVINO, PRECISIONS, methods, require
 from export.search import AUTO as SEARCHED
 from export.search import flags
 from export.starting import EXACT_IMAGES, VERIFY_IMAGES
@@ -35,7 +35,7 @@ ALL = sys.maxsize  # images
 EXAMPLES = """\
 examples:
   python -m export resnet18                         fp32 ONNX, verified on test images
-  python -m export convnext --quantize              and static int8, placed for this machine
+  python -m export convnext --quantize              and static int8 for each engine of this machine
   python -m export convnext --quantize fp16 --gelu tanh --exporter both
   python -m export convnext --all                   change one factor at a time: about 16 files
   python -m export simplecnn --train --quantize     train a short checkpoint first if there is none
@@ -171,12 +171,17 @@ def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
         raise UserError(f"name a model ({', '.join(models.names())}); for example: python -m export resnet18")
     require(arguments.target, arguments.calibration_method)
     wanted = arguments.quantize.split(",") if arguments.quantize else []
-    if "int8" in wanted and arguments.target is None and importlib.util.find_spec("nncf") and not gpu():
-        print("hint: --target openvino makes the int8 file for OpenVINO, which is installed here", file=sys.stderr)
     chosen = [cli.choose(name, QUANTIZED, "precision") for name in wanted]
     if SEARCHED in chosen and (arguments.all or arguments.grid):
         raise UserError("--quantize auto searches one placement; leave --all and --grid out")
     return tuple(dict.fromkeys("int8" if name == SEARCHED else name for name in chosen))
+
+
+def _openvino_too(arguments: argparse.Namespace, job: Job) -> bool:
+    """Whether int8 is also made for OpenVINO: on a CPU only measuring tells which of the two is faster."""
+    asked = arguments.quantize is not None and "int8" in arguments.quantize.split(",") and arguments.target is None
+    can = importlib.util.find_spec("nncf") is not None and arguments.calibration_method in (*methods(OPENVINO), AUTO)
+    return asked and can and job.file is None and not gpu()
 
 
 def _choice(arguments: argparse.Namespace, job: Job, stack: contextlib.ExitStack) -> Choice | None:
@@ -215,6 +220,7 @@ def _plan(
         precisions=precisions,
         batch=arguments.batch if job.file is None else job.file.batch,
         target=arguments.target or ("tensorrt" if gpu() else "cpu"),
+        beside=(OPENVINO,) if _openvino_too(arguments, job) else (),
         opset=arguments.opset if job.file is None else max(job.file.opset, LOWEST_OPSET),
         input_dtype=arguments.input_dtype,
         rewrites=None if arguments.rewrite is None else rewrites.parse(arguments.rewrite),

@@ -25,6 +25,7 @@ class Wish:
     gelu: str = "exact"
     precisions: tuple[str, ...] = ()
     target: str = "cpu"
+    beside: tuple[str, ...] = ()  # further targets of int8
     batch: int | None = None
     opset: int = OPSET
     input_dtype: str = "float32"
@@ -114,9 +115,10 @@ def _asked(wish: Wish) -> list[Variant]:
             raise UserError("--exporter torch keeps PyTorch's fp32 weights; to quantize choose dynamo or eager")
         return [_torch(wish.gelu)]
     return [
-        _onnx(wish, exporter, wish.gelu, precision, wish.target)
+        _onnx(wish, exporter, wish.gelu, precision, target)
         for exporter in exporters
         for precision in ("fp32", *wish.precisions)
+        for target in (wish.target, *(wish.beside if precision == "int8" else ()))
     ]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from commands import succeed
+
+from trainers.manifest import gpu
 
 pytestmark = pytest.mark.slow
 
@@ -24,6 +27,7 @@ def test_mnist_from_files_to_a_latency_table(real_data: Path, tmp_path: Path) ->
     assert fp32["images"] == int8["images"] == 1000
     assert fp32["accuracy"] == trained["metrics"]["top1"]
     assert int8["drop"] <= 1
+    assert len(made) == 3 + (importlib.util.find_spec("nncf") is not None and gpu() is None)  # OpenVINO's own int8
     engines = ("--backends", "eager,onnxruntime,openvino")
     done = succeed("runtime", "bench", "simplecnn", "--device", "cpu", *engines, "--seconds", 0.3, *place)
     assert "times faster than eager fp32" in done.stdout

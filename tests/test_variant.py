@@ -45,6 +45,14 @@ def test_all_changes_one_factor_at_a_time() -> None:
     assert set(expected) <= set(names)
 
 
+def test_int8_may_be_placed_for_two_engines() -> None:
+    variants = plan(Wish(precisions=("int8", "fp16"), beside=("openvino",)), has_gelu=False)
+    assert [variant.name("m") for variant in variants] == [
+        "m-torch-exact-fp32", "m-dynamo-exact-fp32", "m-dynamo-exact-int8", "m-dynamo-exact-int8-openvino",
+        "m-dynamo-exact-fp16",
+    ]  # fmt: skip
+
+
 def test_a_precision_with_one_engine_is_placed_for_it_whatever_the_target() -> None:
     variants = plan(Wish(precisions=("int8", "fp8"), target="openvino", input_dtype="uint8"), has_gelu=False)
     assert [variant.name("m") for variant in variants] == [
