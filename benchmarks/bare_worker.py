@@ -19,7 +19,7 @@ class Bare:
         self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return {}
 
-    def load(self, *, batch: int, input: list[int | None]) -> dict[str, Any]:
+    def load(self, *, batch: int, input: list[int | None], **_: Any) -> dict[str, Any]:
         import numpy as np
 
         x = np.random.default_rng(0).standard_normal((batch, *input[1:]), np.float32)  # type: ignore[arg-type]

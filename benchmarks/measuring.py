@@ -116,8 +116,8 @@ class Experiments:
         self.count, self.threads = arguments.comparisons, manifest.usable_threads()
         self.plan = Plan(backends=("onnxruntime",), threads=(self.threads,), seconds=arguments.seconds)
 
-    def contender(self, kind: type[Contender] = Contender, backend: str = "onnxruntime") -> Contender:
-        return kind(self.target, backend, {}, self.plan, threads=self.threads)
+    def contender(self, kind: type[Contender] = Contender, backend: str = "onnxruntime", **options: str) -> Contender:
+        return kind(self.target, backend, options, self.plan, threads=self.threads)
 
     def floor(self) -> dict[str, Any]:
         contender = self.contender(backend="null")
@@ -172,10 +172,14 @@ class Experiments:
         return {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}
 
     def bare(self) -> dict[str, Any]:
-        pair = (self.contender(Bare), self.contender())
-        with loaded(*pair):
-            ratio = duel(pair, self.plan, 0)
-        return {"onnxruntime": {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}, **self._benchmark_app()}
+        """A plain loop against our session that calls `session.run` too, and against that with bound buffers."""
+        found = {}
+        for name, options in (("session.run", {"binding": "off"}), ("session.run, ours with bound buffers", {})):
+            pair = (self.contender(Bare), self.contender(**options))
+            with loaded(*pair):
+                ratio = duel(pair, self.plan, 0)
+            found[name] = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+        return {**found, **self._benchmark_app()}
 
     def _benchmark_app(self) -> dict[str, Any]:
         """OpenVINO's tool and ours in turns, ABAB: its median latency over ours."""

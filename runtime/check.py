@@ -57,6 +57,10 @@ class Reference:
         """The same with uint8 images, for a file that normalises them itself."""
         return dataclasses.replace(self, images=to_pixels(self.images, preprocess))
 
+    def first(self, count: int | None) -> Reference:
+        """The same with so many of its images at most."""
+        return Reference(images=self.images[:count], logits=self.logits[:count], labels=self.labels[:count])
+
     def batch(self, size: int) -> np.ndarray:
         """`size` images, repeated from the start where there are fewer."""
         return np.ascontiguousarray(self.images[np.arange(size) % len(self.images)])

@@ -53,7 +53,7 @@ class Contender:
             return
         with self._errors():
             self._start()
-            loaded = self._ask("load", batch=batch, input=self.target.input_shape)
+            loaded = self._ask("load", batch=batch, input=self.target.input_shape, checked=self._plan.checked)
             check = msgspec.convert(loaded.pop("check"), Check | None)
             self._note(check=check, **loaded)
             if check is not None and check.reason:

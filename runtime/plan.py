@@ -28,6 +28,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     seconds: float = 2.0
     at_least: int = 3  # samples a turn: enough for a median
     at_most: int = 1000  # samples a turn: few enough to keep them all
+    checked: int | None = None  # reference images that outputs are checked on; None: all
     timeout: float = 300.0
     max_drop: float = 1.0  # percentage points of top-1 that a recommended row may cost
     strict: bool = False  # a row that ran otherwise than its artifact says has failed

@@ -62,15 +62,15 @@ class Worker:
         pin(threads)
         return {}
 
-    def load(self, *, batch: int, input: list[int | None]) -> dict[str, Any]:
-        """Load for a batch size in place of the session before, then check its outputs."""
+    def load(self, *, batch: int, input: list[int | None], checked: int | None = None) -> dict[str, Any]:
+        """Load for a batch size in place of the session before, then check its outputs, on all images by default."""
         self._close()
         started = time.perf_counter()
         session = self._session = self._backend.load(
             self._found, device=self._device, threads=self._threads, batch=batch, options=self._options
         )
         load_s = time.perf_counter() - started - session.build_s
-        first_s, check, self._x = _first_and_check(session, self._backend, self._found, batch, input)
+        first_s, check, self._x = _first_and_check(session, self._backend, self._found, batch, input, checked)
         return {"build_s": session.build_s, "load_s": load_s, "first_s": first_s, "attested": session.attested,
                 "check": check, "peak_bytes": peak_bytes()}  # fmt: skip
 
@@ -141,7 +141,7 @@ def pin(threads: int) -> None:
 
 
 def _first_and_check(
-    session: Session, backend: Backend, found: Found, batch: int, shape: list[int | None]
+    session: Session, backend: Backend, found: Found, batch: int, shape: list[int | None], checked: int | None
 ) -> tuple[float, dict[str, Any] | None, np.ndarray]:
     """Time the first inference and check the outputs; returns also the batch that the timed steps are for."""
     import msgspec
@@ -154,7 +154,7 @@ def _first_and_check(
     if reference is not None and record is not None and record.variant.input_dtype == "uint8":
         reference = reference.as_pixels(record.preprocess)
     if reference is not None:
-        x = reference.batch(batch)
+        x, reference = reference.batch(batch), reference.first(checked)
     else:
         x = np.random.default_rng(0).standard_normal((batch, *(size or 1 for size in shape[1:])), np.float32)
     started = time.perf_counter()

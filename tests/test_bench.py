@@ -202,10 +202,11 @@ def test_what_memory_does_not_hold_runs_in_heats_with_the_baseline_in_each(made:
 def test_sweeps_and_regimes_are_rows_compared_with_their_like(made: Path) -> None:
     found, _ = targets.resolve([str(made / "simplecnn-dynamo-exact-fp32.onnx")], made.parent, None)
     plan = Plan(backends=("onnxruntime",), threads=(1, 2), regimes=tuple(REGIMES), rounds=2,
-                seconds=0.05, options=({"graph": "all"}, {"graph": "basic"}), twin=False)  # fmt: skip
+                seconds=0.05, options=({"graph": "all"}, {"graph": "basic"}), twin=False, checked=16)  # fmt: skip
     report = Bench(found, plan, environment()).run()
     assert len(report.measurements) == 2 * 2 * 3
     assert all(row.valid for row in report.measurements)
+    assert {row.check.images for row in report.measurements if row.check} == {16}
     for row in report.measurements:
         base = report.baseline(row)
         assert base is not None

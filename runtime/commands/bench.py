@@ -154,13 +154,13 @@ def _plan(arguments: argparse.Namespace, environment: Environment) -> Plan:
     for combination in combinations:
         check_options(combination, chosen)
     device = pick_device(arguments.device, environment)
-    samples: dict[str, Any] = {"at_most": max(quick.SAMPLES // arguments.rounds, 3)} if arguments.quick else {}
+    fewer: dict[str, Any] = {"at_most": max(quick.SAMPLES // arguments.rounds, 3), "checked": quick.CHECKED}
     return Plan(
         backends=chosen, batches=arguments.batch, device=device, threads=_threads(arguments.threads, environment),
         regimes=arguments.regime, rounds=arguments.rounds,
         seconds=arguments.seconds or (quick.SECONDS if arguments.quick else 2.0), timeout=arguments.timeout,
         options=combinations, max_drop=arguments.max_drop, strict=arguments.strict, factories=_factories(arguments),
-        memory_bytes=memory_limit(environment, device), **samples,
+        memory_bytes=memory_limit(environment, device), **(fewer if arguments.quick else {}),
     )  # fmt: skip
 
 
