@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 
-def run(*arguments: object, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, cwd: Path | None = None, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """`python -m ARGUMENTS…` with its output and exit status."""
     command = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
 
 
-def succeed(*arguments: object, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def succeed(*arguments: object, cwd: Path | None = None, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     """`run`, and the command must end with status 0."""
     done = run(*arguments, cwd=cwd, timeout=timeout)
     assert done.returncode == 0, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"

@@ -10,7 +10,7 @@ from pathlib import Path
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run one of the packages as a user would."""
     return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=900, check=False
     )
 
 

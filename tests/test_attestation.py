@@ -106,7 +106,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loaded(path: Path, backend: str, **options: str) -> Iterator[Worker]:
     worker = Worker("runtime.worker", threads=1)
     try:
-        worker.ask("open", timeout=60, path=str(path), backend=backend, device="cpu", threads=1, options=options)
+        worker.ask("open", timeout=240, path=str(path), backend=backend, device="cpu", threads=1, options=options)
         worker.ask("load", timeout=300, batch=2, input=[None, 3, 32, 32])
         yield worker
     finally:
@@ -115,7 +115,7 @@ def loaded(path: Path, backend: str, **options: str) -> Iterator[Worker]:
 
 def asked(path: Path, backend: str, **options: str) -> tuple[Artifact, Ran]:
     with loaded(path, backend, **options) as worker:
-        return Artifact.load(path.with_suffix(".json")), msgspec.convert(worker.ask("attest", timeout=120), Ran)
+        return Artifact.load(path.with_suffix(".json")), msgspec.convert(worker.ask("attest", timeout=480), Ran)
 
 
 def usable(backend: str) -> None:
@@ -188,9 +188,9 @@ def test_a_session_that_was_asked_goes_on(made: Path, backend: str) -> None:
     usable(backend)
     with loaded(made / "simplecnn-dynamo-exact-int8.onnx", backend) as worker:
         turn = {"regime": "device", "seconds": 0.05, "at_least": 3, "at_most": 100}
-        worker.ask("warm", timeout=60, regime="device", seconds=0.1)
-        worker.ask("turn", timeout=60, **turn)
-        first = worker.ask("attest", timeout=120)
-        assert len(worker.ask("turn", timeout=60, **turn)["samples_ns"]) >= 3
-        assert worker.ask("attest", timeout=120) == first
-        assert worker.ask("modules", timeout=10, names=["torch"]) == {"imported": []}
+        worker.ask("warm", timeout=240, regime="device", seconds=0.1)
+        worker.ask("turn", timeout=240, **turn)
+        first = worker.ask("attest", timeout=480)
+        assert len(worker.ask("turn", timeout=240, **turn)["samples_ns"]) >= 3
+        assert worker.ask("attest", timeout=480) == first
+        assert worker.ask("modules", timeout=240, names=["torch"]) == {"imported": []}

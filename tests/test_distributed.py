@@ -152,7 +152,7 @@ def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
 def said_by(agent: subprocess.Popen[str]) -> str:
     """What the command says on stderr up to its end."""
     try:
-        return agent.communicate(timeout=200)[1]
+        return agent.communicate(timeout=600)[1]
     except subprocess.TimeoutExpired:
         agent.terminate()  # torchrun ends its processes
         agent.communicate()

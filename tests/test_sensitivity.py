@@ -331,7 +331,7 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(tmp_path: Path) -> 
     while child.poll() is None and not any(path.stat().st_size for path in folder.glob("*.jsonl")):
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=240)
     assert child.returncode == 130, errors
     (journal,) = folder.glob("*.jsonl")
     before = [line for line in journal.read_text().splitlines() if line]
