@@ -24,6 +24,7 @@ from export.study.record import Study
 from export.study.seen import Histogram, together
 from export.study.tuning import tuned
 from export.variant import Variant
+from trainers.checkpoint import Checkpoint
 from trainers.manifest import UserError
 
 OWN = """
@@ -277,6 +278,8 @@ def test_the_study_of_a_small_model(tmp_path: Path, own: Path) -> None:
     assert relu.engines["onnxruntime"] == "2 Conv+Relu"
     assert soft.nodes > exact.nodes
     assert all(row.after is not None for row in study.rows)
+    judged = [Checkpoint.load(path).metrics for path in folder.glob("*/checkpoint.json")]
+    assert [metrics.images for metrics in judged if metrics] == [200, 200, 200]
     files = {path: path.stat().st_mtime_ns for path in artifacts.rglob("*.safetensors")}
     succeed(*ask, "--artifacts", artifacts)
     assert {path: path.stat().st_mtime_ns for path in artifacts.rglob("*.safetensors")} == files

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 
 from export.activations import make, shown, swap_gelu
 from export.job import Job
+from export.reference import Verification
 from trainers import models
 from trainers.checkpoint import Checkpoint, folder_name, load_model
 from trainers.finetune import SLOWER
@@ -17,6 +20,38 @@ from trainers.manifest import UserError
 from trainers.spec import Recipe
 from trainers.train import Job as Training
 from trainers.train import fit, pick_device, train
+
+
+@dataclass(frozen=True)
+class Part:
+    """The verification images as a split of their own: judging the tuned model on more would be for nobody."""
+
+    verification: Verification
+
+    @property
+    def name(self) -> str:
+        return self.verification.split.name
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.verification.labels
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.verification.split.shape
+
+    @property
+    def sha256(self) -> str:
+        return self.verification.key
+
+    def __len__(self) -> int:
+        return len(self.verification.indices)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return self.verification.split.read(self.verification.indices[indices])
+
+    def stream(self, order: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return self.verification.split.stream(self.verification.indices[indices] for indices in order)
 
 
 def tuned(job: Job, gelu: str, steps: int, folder: Path) -> tuple[Checkpoint, Path]:
@@ -36,7 +71,8 @@ def tuned(job: Job, gelu: str, steps: int, folder: Path) -> tuple[Checkpoint, Pa
         start=lambda: swap_gelu(load_model(record, job.source), gelu).train(),
         started_from=record.weights,
     )
-    data = replace(job.data, mean=record.preprocess.mean, std=record.preprocess.std)
+    splits = {**job.data.splits, "test": Part(job.verification)}
+    data = replace(job.data, mean=record.preprocess.mean, std=record.preprocess.std, splits=splits)
     # An interrupted run goes on, and a finished one is not run again.
     return train(training, models.get(record.model), data, device, target, resume=target.is_dir()), target
 
