@@ -32,7 +32,7 @@ MADE = "Made by `python benchmarks/tables.py` from the records of"
 
 def variants(folder: Path) -> Iterator[str]:
     """Every variant of every model."""
-    yield f"# Variants\n\n{MADE} `python -m export MODEL --all --verify-images all`."
+    yield f"# Variants\n\n{MADE} `python -m export MODEL --all`; each table says on how many test images."
     for model in MODELS:
         found = _artifacts(folder / model)
         if found:
