@@ -179,9 +179,9 @@ def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 def _openvino_too(arguments: argparse.Namespace, job: Job) -> bool:
     """Whether int8 is also made for OpenVINO: on a CPU only measuring tells which of the two is faster."""
-    asked = arguments.quantize is not None and "int8" in arguments.quantize.split(",") and arguments.target is None
+    wanted = arguments.quantize.split(",") if arguments.quantize and arguments.target is None else []
     can = importlib.util.find_spec("nncf") is not None and arguments.calibration_method in (*methods(OPENVINO), AUTO)
-    return asked and can and job.file is None and not gpu()
+    return "int8" in wanted and SEARCHED not in wanted and can and job.file is None and not gpu()
 
 
 def _choice(arguments: argparse.Namespace, job: Job, stack: contextlib.ExitStack) -> Choice | None:

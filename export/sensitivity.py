@@ -78,7 +78,7 @@ def _measure(arguments: argparse.Namespace) -> tuple[Sensitivity, Path]:
 
     with contextlib.ExitStack() as stack:
         job, variants = options.opened(_exported(arguments), stack)
-        subject = Subject.of(job, variants[-1])
+        subject = Subject.of(job, next(variant for variant in variants if variant.precision == "int8"))
     record, path = rank(subject, arguments.images, prices(subject, arguments.costs))
     write_atomic(path.with_suffix(".csv"), tables.as_csv(record).encode())
     chart.draw(record, path.with_suffix(".png"))
