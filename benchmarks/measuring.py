@@ -232,7 +232,7 @@ def page(document: dict[str, Any]) -> str:
     ]  # fmt: skip
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "floor": lambda r: f"{r['microseconds']:.2f} us a step in the null backend",
-        "equal": lambda r: f"called different, by more than {LEAST_FLOOR:.0%} (without a run's own floor, by its twin): "
+        "equal": lambda r: f"called different, by more than {LEAST_FLOOR:.0%} (no twin's floor): "
                            + "; ".join(map(_called, r["seeds"])),
         "planted": lambda r: f"{r['seeds'][0]['slower']} of {r['seeds'][0]['comparisons']} found: {r['share']:.0%} "
                              f"more work on {r['milliseconds']:.1f} ms",
