@@ -227,7 +227,7 @@ def page(document: dict[str, Any]) -> str:
     lines = [
         "# The measuring, measured", "",
         f"Made by `python benchmarks/measuring.py` with {document['artifact']} on {e['cpu']}, {e['threads']} threads.",
-        *(f"DISTURBED: {cause}." for cause in document["disturbed"]), "",
+        *(f"DISTURBED: {name}: {cause}." for name, why in document["disturbed"].items() for cause in why), "",
         "| experiment | result |", "| --- | --- |",
     ]  # fmt: skip
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -263,15 +263,17 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "measuring.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "measuring-results.md")
     arguments = parser.parse_args()
-    experiments, states = Experiments(arguments), [observe()]
-    old = json.loads(arguments.results.read_text())["results"] if arguments.results.is_file() else {}
-    results: dict[str, Any] = dict(old)
+    experiments = Experiments(arguments)
+    old = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {"results": {}, "disturbed": {}}
+    results: dict[str, Any] = old["results"]
+    disturbed: dict[str, list[str]] = old["disturbed"]  # by experiment: each may be of another run
     for name in arguments.only.split(","):
+        before = observe()
         results[cli.choose(name, names, "experiment")] = getattr(experiments, name)()
-        states.append(observe())
+        disturbed[name] = causes((before, observe()))
         document = {
             "environment": msgspec.to_builtins(manifest.environment()),
-            "artifact": experiments.target.subject.name, "disturbed": causes(tuple(states)), "results": results,
+            "artifact": experiments.target.subject.name, "disturbed": disturbed, "results": results,
         }  # fmt: skip
         manifest.write_atomic(arguments.results, (json.dumps(document, indent=1) + "\n").encode())
         manifest.write_atomic(arguments.page, page(document).encode())

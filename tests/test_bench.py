@@ -285,8 +285,10 @@ def test_workers_of_engines_without_torch_do_not_import_it(made: Path) -> None:
     worker = Worker("runtime.worker", threads=1)
     try:
         path = made / "simplecnn-dynamo-exact-int8.onnx"
+        started = time.monotonic()
         worker.ask("open", timeout=240, path=str(path), backend="onnxruntime", device="cpu", threads=1, options={})
         worker.ask("load", timeout=240, batch=2, input=[None, 3, 32, 32])
+        assert time.monotonic() - started < 30
         assert worker.ask("modules", timeout=240, names=["torch", "onnxruntime"]) == {"imported": ["onnxruntime"]}
     finally:
         worker.close()
@@ -296,7 +298,7 @@ def test_an_idle_worker_is_stopped_and_ends_when_closed() -> None:
     worker = Worker("runtime.worker", threads=1)
     worker.ask("modules", timeout=240, names=[])
     status = Path(f"/proc/{worker.pid}/status")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 5
     while "State:\tT" not in status.read_text() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert "State:\tT" in status.read_text()
@@ -411,4 +413,4 @@ def test_view_serves_the_graph_on_this_machine(made: Path) -> None:
         with urllib.request.urlopen(address, timeout=240) as page:
             assert b"netron" in page.read().lower()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=240) == 0
+        assert process.wait(timeout=10) == 0

@@ -121,10 +121,11 @@ def test_the_table_adds_one_technique_a_rung() -> None:
 def test_every_loader_gives_the_same_images_in_the_same_order() -> None:
     """In a process of its own: PyTorch's loaders fork, which some engines' libraries, once loaded, do not survive."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        pool.submit(compare_loaders).result()
+        assert pool.submit(compare_loaders).result() == 3  # batches
 
 
-def compare_loaders() -> None:
+def compare_loaders() -> int:
+    """How many batches were compared; an assertion that fails there fails here."""
     data = open_dataset("synthetic", shape=(1, 28, 28), num_classes=10)
     recipe, whole = Recipe(batch_size=16), Preprocess(size=(28, 28), resize=28, mean=data.mean, std=data.std)
     first = {}
@@ -139,6 +140,7 @@ def compare_loaders() -> None:
             torch.testing.assert_close(images.contiguous(), other_images)
     half = next(feed(data.splits["train"], whole, recipe, Switches(half_input=True), torch.device("cpu")))
     assert half[0].dtype == torch.bfloat16
+    return len(first["packed"])
 
 
 def test_learning_starts_from_the_same_weights_whatever_was_trained_before() -> None:

@@ -97,7 +97,7 @@ def look(command: str, folder: Path, environment: dict[str, str]) -> None:
     server = subprocess.Popen([*command.split(), "--port", str(port)], cwd=folder, env=environment,
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             try:
                 with urllib.request.urlopen(f"http://localhost:{port}/", timeout=5) as page:
@@ -108,4 +108,4 @@ def look(command: str, folder: Path, environment: dict[str, str]) -> None:
         pytest.fail(f"{command}: no answer")
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(timeout=240)
+        server.wait(timeout=10)
