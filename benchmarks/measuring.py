@@ -3,13 +3,14 @@
     python benchmarks/measuring.py artifacts/resnet18/resnet18-dynamo-exact-fp32.onnx [--only equal,planted]
 
 - floor: what the timing loop adds to a step, by the null backend;
-- equal: an artifact against itself in another worker, again and again: how often are they called different?
-- planted: against itself with 5% more work in every step: how often is it found?
+- equal: an artifact beside itself in runs of `bench`: how often are the two called different?
+- planted: beside itself with 5% more work in every step: how often is it found?
 - neighbour: alone, and beside stopped workers that hold their threads: does the neighbour show?
 - bare: against a plain loop over `session.run` in turns; and OpenVINO's own benchmark_app on the same file;
 - worker: seconds until a worker has loaded, and its peak memory against a minimal script's.
 
-Each experiment uses bench's defaults unless --seconds or --comparisons say otherwise, and the rule of its verdicts.
+Each experiment uses bench's defaults unless --seconds or --comparisons say otherwise. The first two are runs of bench
+but for their rows, and count its verdicts; up to ten comparisons share a run, and so its baseline and the twin.
 Results go to benchmarks/results/measuring.json and, as a page, to docs/measuring-results.md.
 """
 
@@ -37,17 +38,18 @@ sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # for the workers
 
 from runtime import stats, targets  # noqa: E402 (run as a script)
+from runtime.bench import Bench  # noqa: E402
 from runtime.contender import Contender  # noqa: E402
 from runtime.machine import causes, observe  # noqa: E402
 from runtime.plan import Plan  # noqa: E402
-from runtime.results import LEAST_FLOOR, Measurement  # noqa: E402
-from runtime.verdict import DROP, KEEP, speed  # noqa: E402
+from runtime.results import Measurement  # noqa: E402
+from runtime.verdict import DROP, KEEP, judge  # noqa: E402
 from trainers import cli, manifest  # noqa: E402
 
 PLANTED = 0.05
 PROCESSES = 9  # of each tool: where its memory happens to lie moves a process by some percent
-RELOAD = 10  # comparisons between two workers, before both start anew
-SEEDS = (0, 1, 2)
+TOGETHER = 10  # comparisons in one run
+SERIES = 3
 SECONDS = {"ms": 1e-3, "us": 1e-6}  # as benchmark_app prints them
 MINIMAL = """
 import sys
@@ -79,15 +81,14 @@ class Bare(Contender):
     module = "benchmarks.bare_worker"
 
 
-def duel(pair: Sequence[Contender], plan: Plan, seed: int) -> stats.Estimate:
-    """How many times faster the second is than the first, by one run of interleaved rounds."""
-    order, shuffle = list(pair), random.Random(seed).shuffle  # noqa: S311 (no secret)
-    before = [len(contender.rows()[0].rounds_s) for contender in pair]
+def duel(pair: Sequence[Contender], plan: Plan) -> stats.Estimate:
+    """How many times faster the second is than the first, by interleaved rounds."""
+    order, shuffle = list(pair), random.Random(0).shuffle  # noqa: S311 (no secret)
     for _ in range(plan.rounds):
         shuffle(order)
         for contender in order:
             contender.turn()
-    one, other = (only(contender).rounds_s[start:] for contender, start in zip(pair, before, strict=True))
+    one, other = (only(contender).rounds_s for contender in pair)
     return stats.speedup(one, other)
 
 
@@ -127,14 +128,14 @@ class Experiments:
             return {"microseconds": 1e6 * only(contender).median.value}
 
     def equal(self) -> dict[str, Any]:
-        return {"share": 0.0, "seeds": [self._duels(Contender, seed, 1) for seed in SEEDS]}
+        return {"share": 0.0, "series": [self._judged(Contender, 1, self.count) for _ in range(SERIES)]}
 
     def planted(self) -> dict[str, Any]:
         os.environ["SLOWED_BY"] = str(PLANTED)
         single = self._milliseconds()
         batch = max(1, round(5.0 / single))  # a model of about 5 ms
         return {"share": PLANTED, "batch": batch, "milliseconds": batch * single,
-                "seeds": [self._duels(Slowed, 0, batch, max(20, self.count // 5))]}  # fmt: skip
+                "series": [self._judged(Slowed, batch, max(20, self.count // 5))]}  # fmt: skip
 
     def _milliseconds(self) -> float:
         contender = self.contender()
@@ -142,19 +143,23 @@ class Experiments:
             contender.turn()
             return 1e3 * only(contender).median.value
 
-    def _duels(self, kind: type[Contender], seed: int, batch: int, count: int | None = None) -> dict[str, Any]:
-        """Comparisons with a contender of that kind: what was said of each."""
-        ratios: list[stats.Estimate] = []
-        count = count or self.count
-        while len(ratios) < count:
-            pair = (self.contender(), self.contender(kind))
-            with loaded(*pair, batch=batch):
-                for _ in range(min(RELOAD, count - len(ratios))):
-                    ratios.append(duel(pair, self.plan, 1000 * seed + len(ratios)))
-                    cli.console(stderr=True).print(f"{kind.__name__} {seed}: {len(ratios)} of {count}", end="\r")
-        words = [speed(ratio, LEAST_FLOOR).word for ratio in ratios]
+    def _judged(self, kind: type[Contender], batch: int, count: int) -> dict[str, Any]:
+        """What runs of bench said of so many rows that a contender of that kind measures."""
+        found: list[tuple[str, float, float]] = []
+        plan = msgspec.structs.replace(self.plan, batches=(batch,))
+        while len(found) < count:
+            others = [self.contender(kind) for _ in range(min(TOGETHER, count - len(found)))]
+            rivals = [self.contender(), *others]
+            report = Bench([self.target], plan, manifest.environment(), rivals=lambda _, given=rivals: given).run()
+            for row in report.measurements[2:]:  # after the baseline and its twin
+                verdict, ratio = judge(report, row), report.speedup(row)
+                assert verdict is not None and ratio is not None, row.error
+                found.append((verdict.word, ratio.value, report.floor(row)))
+            cli.console(stderr=True).print(f"{kind.__name__}: {len(found)} of {count}", end="\r")
+        words = [word for word, _, _ in found]
         return {"comparisons": count, "faster": words.count(KEEP), "slower": words.count(DROP),
-                "ratios": [round(ratio.value, 5) for ratio in ratios]}  # fmt: skip
+                "ratios": [round(ratio, 5) for _, ratio, _ in found],
+                "floors": [round(floor, 5) for _, _, floor in found[::TOGETHER]]}  # fmt: skip
 
     def neighbour(self) -> dict[str, Any]:
         """The same worker with and without four stopped workers beside it, in alternation."""
@@ -178,7 +183,7 @@ class Experiments:
         for name, options in (("session.run", {"binding": "off"}), ("session.run, ours with bound buffers", {})):
             pair = (self.contender(Bare), self.contender(**options))
             with loaded(*pair):
-                ratio = duel(pair, self.plan, 0)
+                ratio = duel(pair, self.plan)
             found[name] = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}
         return {**found, **self._benchmark_app()}
 
@@ -232,9 +237,8 @@ def page(document: dict[str, Any]) -> str:
     ]  # fmt: skip
     rows: dict[str, Callable[[dict[str, Any]], str]] = {
         "floor": lambda r: f"{r['microseconds']:.2f} us a step in the null backend",
-        "equal": lambda r: f"called different, by more than {LEAST_FLOOR:.0%} (no twin's floor): "
-                           + "; ".join(map(_called, r["seeds"])),
-        "planted": lambda r: f"{r['seeds'][0]['slower']} of {r['seeds'][0]['comparisons']} found: {r['share']:.0%} "
+        "equal": lambda r: "called different: " + "; ".join(map(_called, r["series"])),
+        "planted": lambda r: f"{r['series'][0]['slower']} of {r['series'][0]['comparisons']} found: {r['share']:.0%} "
                              f"more work on {r['milliseconds']:.1f} ms",
         "neighbour": lambda r: f"beside four stopped workers {_times(r)} as fast",
         "bare": lambda r: "; ".join(f"{name} takes {_times(one)} our time" for name, one in r.items()),

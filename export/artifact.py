@@ -16,6 +16,7 @@ from trainers.manifest import Environment, File, Record, Struct, UserError, sha2
 from trainers.spec import Option, Preprocess
 
 SAME = "same bytes"  # `reproduced` of a file that was made twice, to the byte
+BEST = "best.json"  # in the same folder: what was found fastest of them, no artifact's record
 FAILED = "failed"  # the folder for files beyond their tolerance: no stage looks there by itself
 
 
@@ -129,7 +130,8 @@ class Found:
 
 def find(folder: Path) -> Iterator[Found]:
     """Every recorded artifact of a model's folder, by name. Raises UserError on a record that cannot be read."""
-    paths = (path for path in sorted(folder.glob("*.json")) if not path.name.startswith((".", "checkpoint", "state-")))
+    others = (".", "checkpoint", "state-", BEST)
+    paths = (path for path in sorted(folder.glob("*.json")) if not path.name.startswith(others))
     records = [Artifact.load(path) for path in paths]
     current = current_sha(folder) or _newest_source(records)
     for record in records:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from export.artifact import Artifact, Found, open_file
 from runtime import backends, saved
@@ -16,6 +17,9 @@ from runtime.targets import model_folder, models
 from trainers import external
 from trainers.cli import choose
 from trainers.manifest import UserError, environment, usable_threads
+
+if TYPE_CHECKING:
+    from runtime.tuning.best import Best
 
 DEFAULT = {"torch": "eager", "onnx": "onnxruntime", "openvino": "openvino"}  # the backend of each kind of file
 REGIMES = ("end-to-end", "device", "throughput")  # whose times decide: the one most like a call, where it was measured
@@ -61,10 +65,10 @@ def best(
     name: str, *, max_drop: float = 0.5, device: str = "auto", batch: int = 1,
     artifacts: str | os.PathLike[str] = "artifacts", factory: str | None = None,
 ) -> Model:  # fmt: skip
-    """Load what the newest report of this machine found fastest at `batch`, in the engine and with its settings.
+    """Load what `tune` recommends at `batch`, or else what the newest report found fastest, with engine and settings.
 
-    Only rows whose outputs were verified count, of files that are still what was measured, and that lose at most
-    `max_drop` percentage points of top-1. `device` auto is the GPU where there is one.
+    Both are of this machine; of a report only rows whose outputs were verified count. Files must still be what was
+    measured, and lose at most `max_drop` percentage points of top-1. `device` auto is the GPU where there is one.
 
     Raises UserError when there is no report of this model on this machine and device, or no row qualifies; and what
     `load` raises.
@@ -76,6 +80,10 @@ def best(
         there = f"there are: {known}" if known else f"make one with: python -m export {name}"
         raise UserError(f"no model {name!r} in {folder}; {there}")
     where = ("cuda" if backends.gpu() else "cpu") if choose(device, DEVICES, "device") == "auto" else device
+    tuned = _recommended(home, where, batch, max_drop)
+    if tuned is not None:
+        return load(home / tuned.file.path, backend=tuned.backend, device=where, threads=tuned.question.threads,
+                    batch=batch, factory=factory, **tuned.options)  # fmt: skip
     bench = f"python -m runtime bench {name} --device {where} --batch {batch} --artifacts {folder}"
     report = _newest(folder / saved.FOLDER, home.resolve().name, where)
     if report is None:
@@ -87,6 +95,19 @@ def best(
                         factory=factory, **cell.options)  # fmt: skip
     raise UserError(f"the report of {report.environment.time} has no verified row of {name} at batch {batch} within "
                     f"{max_drop:g} points of top-1 whose file is still the same; allow more, or: {bench}")  # fmt: skip
+
+
+def _recommended(home: Path, device: str, batch: int, max_drop: float) -> Best | None:
+    """What a search on this machine has recommended, where it is an answer to this question and the file stands."""
+    from runtime.tuning import best as tuned
+
+    found = tuned.Best.find(tuned.path(home))
+    if found is None or identity(found.environment) != identity(environment()):
+        return None
+    asked = (found.question.device, found.question.batch) == (device, batch) and found.question.metric == "latency"
+    record = Artifact.find((home / found.file.path).with_suffix(".json"))
+    same = record is not None and record.file.sha256 == found.file.sha256
+    return found if asked and same and found.accuracy.drop <= max_drop else None
 
 
 def _input(found: Found) -> tuple[tuple[int | None, ...], str]:

@@ -25,10 +25,11 @@ from runtime.targets import Target
 from trainers.manifest import Environment, UserError
 
 MEMORY_SHARE = 0.8  # of the machine's memory, that one worker may have
-OBSERVED_S = 0.25  # before every round
+OBSERVATIONS, OBSERVED_S = 10, 0.25  # of the machine, spread over the rounds; and how long each is
 HEAT_SHARE = 0.6  # of the machine's memory, that the workers of one heat may have together
 
 Progress = Callable[[str, int, int], None]  # what happens now, steps done, steps in all
+Rivals = Callable[[int], Sequence[Contender]]  # by the number of threads
 
 
 class Bench:
@@ -36,8 +37,9 @@ class Bench:
 
     def __init__(
         self, targets: Sequence[Target], plan: Plan, environment: Environment, *, stale: Sequence[str] = (),
-        left_out: Sequence[str] = (), known: Report | None = None,
+        left_out: Sequence[str] = (), known: Report | None = None, rivals: Rivals | None = None,
     ) -> None:  # fmt: skip
+        """`rivals` are measured instead of all targets in all of the plan's engines."""
         self._targets, self._plan, self._environment = targets, plan, environment
         self._stale, self._left_out = tuple(stale), tuple(left_out)
         self._known = known.measurements if known else ()
@@ -45,6 +47,7 @@ class Bench:
         self._before = known.seconds if known else 0.0
         self._rows: list[Measurement] = []  # of the groups that are done
         self._racing: list[Contender] = []
+        self._rivals = rivals or self._matrix
         self._unavailable = {name: reason for name in plan.backends if (reason := unusable(name, plan.device))}
 
     def run(
@@ -76,17 +79,21 @@ class Bench:
 
     def _contenders(self, threads: int) -> list[Contender]:
         """The baselines first, for every heat needs them, and beside them their twins."""
+        plan, rivals = self._plan, self._rivals(threads)
+        bases = self._bases(rivals)
+        twins = [Contender(base.target, base.backend, base.options, plan, threads=threads, twin=True) for base in bases]
+        return [*bases, *(twins if plan.twin else ()), *(rival for rival in rivals if rival not in bases)]
+
+    def _matrix(self, threads: int) -> list[Contender]:
+        """Every target in every engine that loads it, with every combination of options."""
         plan = self._plan
-        rivals = [
+        return [
             Contender(target, name, options, plan, threads=threads)
             for target in self._targets
             for name in plan.backends
             if name not in self._unavailable and target.found.kind in backends.get(name).formats
             for options in own_options(backends.get(name), plan.options)
         ]
-        bases = self._bases(rivals)
-        twins = [Contender(base.target, base.backend, base.options, plan, threads=threads, twin=True) for base in bases]
-        return [*bases, *(twins if plan.twin else ()), *(rival for rival in rivals if rival not in bases)]
 
     def _bases(self, rivals: Sequence[Contender]) -> list[Contender]:
         """Each model's baseline, if there is one."""
@@ -141,7 +148,13 @@ class Bench:
         first = min((contender.rounds_done for contender in order), default=rounds)
         shuffle = random.Random(first).shuffle  # noqa: S311 (no secret)
         for turn in range(first, rounds):
-            self._states.append(observe(self._plan.device, OBSERVED_S))  # every worker is loaded, and asleep
+            if turn > first and self._plan.renews(turn):
+                for contender in order:
+                    name = contender.target.subject.name
+                    progress(f"batch {batch}: a new process for {name}", count * (turn + 1), count * (1 + rounds))
+                    contender.renew()
+            if turn % max(1, rounds // OBSERVATIONS) == 0:
+                self._states.append(observe(self._plan.device, OBSERVED_S))  # every worker is loaded, and asleep
             shuffle(order)  # nobody always runs after the same neighbour
             for number, contender in enumerate(order):
                 progress(f"batch {batch}: round {turn + 1} of {rounds}", count * (turn + 1) + number,

@@ -57,7 +57,8 @@ class Side:
 
 def judge(old: Side, new: Side, limits: Limits) -> Change:
     """What became of a row that both reports have."""
-    ratio = stats.change(old.row.rounds_s, new.row.rounds_s) if old.row.valid and new.row.valid else None
+    was, now = old.row, new.row
+    ratio = stats.change(was.rounds_s, now.rounds_s, was.processes, now.processes) if was.valid and now.valid else None
     drop, interval = _drop(old.subject, new.subject)
     size = new.subject.bytes / old.subject.bytes
     findings = [*_outcome(old, new), *_accuracy(drop, interval, limits), *_size(size, limits)]

@@ -10,7 +10,7 @@ import msgspec
 
 from runtime.attestation import Ran, shortfall
 from runtime.check import Check
-from runtime.plan import WARM_S, Plan
+from runtime.plan import FEW_CHECKED, WARM_S, Plan
 from runtime.results import Cell, Measurement
 from runtime.targets import Target
 from trainers.process import Worker, WorkerError
@@ -29,6 +29,7 @@ class Contender:
         self._worker: Worker | None = None
         self._rows: dict[str, Measurement] = {}
         self._turns: dict[str, list[tuple[float, ...]]] = {}
+        self._processes: dict[str, list[int]] = {}  # that took those turns
         self._is_loaded = False  # the worker, for these rows
 
     def cell(self, batch: int, regime: str) -> Cell:
@@ -45,6 +46,8 @@ class Contender:
         begun = [next((k for k in known if (k.cell, k.heat) == (row.cell, heat)), row) for row in fresh]
         self._rows = {row.cell.regime: row for row in begun}
         self._turns = {row.cell.regime: list(row.rounds_s) for row in begun}
+        self._processes = {row.cell.regime: list(row.processes) for row in begun}
+        self._process = max((1 + process for row in begun for process in row.processes), default=0)
         refusal = self.target.refuses(batch)
         if refusal:
             self._note(error=refusal)
@@ -52,15 +55,34 @@ class Contender:
         if not self._is_loaded:
             return
         with self._errors():
-            self._start()
-            loaded = self._ask("load", batch=batch, input=self.target.input_shape, checked=self._plan.checked)
-            check = msgspec.convert(loaded.pop("check"), Check | None)
-            self._note(check=check, **loaded)
-            if check is not None and check.reason:
-                self._note(error=f"wrong outputs: {check.reason}")
-                return
-            for regime in self._rows:
-                self._note(regime, **self._ask("warm", regime=regime, seconds=WARM_S))
+            self._note(**self._load(batch, self._plan.checked))
+            self._warm()
+
+    def renew(self) -> None:
+        """Go on in a new process; what loading took is known from the first, which may have found nothing compiled."""
+        if any(row.error for row in self._rows.values()):
+            return
+        batch = next(iter(self._rows.values())).cell.batch
+        self.close()
+        self._process += 1
+        with self._errors():
+            self._load(batch, FEW_CHECKED)
+            self._warm()
+
+    def _load(self, batch: int, checked: int | None) -> dict[str, Any]:
+        """Have a session in the worker; what it said of itself. Raises WorkerError also when its outputs are wrong."""
+        self._start()
+        loaded = self._ask("load", batch=batch, input=self.target.input_shape, checked=checked)
+        loaded["check"] = msgspec.convert(loaded["check"], Check | None)
+        if loaded["check"] is not None and loaded["check"].reason:
+            self._note(**loaded)
+            raise WorkerError(f"wrong outputs: {loaded['check'].reason}")
+        return loaded
+
+    def _warm(self) -> None:
+        for regime, row in self._rows.items():
+            warmed = self._ask("warm", regime=regime, seconds=WARM_S)
+            self._note(regime, **{**warmed, "steady": warmed["steady"] and row.steady is not False})
 
     @property
     def done(self) -> bool:
@@ -86,7 +108,9 @@ class Contender:
                     reply = self._ask("turn", regime=regime, seconds=plan.seconds / plan.rounds,
                                       at_least=plan.at_least, at_most=plan.at_most)  # fmt: skip
                     self._turns[regime].append(tuple(sample / 1e9 for sample in reply.pop("samples_ns")))
-                    self._note(regime, **reply)
+                    self._processes[regime].append(self._process)
+                    most = max(reply["peak_bytes"], self._rows[regime].peak_bytes or 0)
+                    self._note(regime, **{**reply, "peak_bytes": most})
 
     def attest(self) -> None:
         """Note what the session of these rows executes, and whether that is what the artifact's record says."""
@@ -99,8 +123,10 @@ class Contender:
 
     def rows(self) -> list[Measurement]:
         """The rows so far."""
-        return [msgspec.structs.replace(row, rounds_s=tuple(self._turns[regime]))
-                for regime, row in self._rows.items()]  # fmt: skip
+        return [
+            msgspec.structs.replace(row, rounds_s=tuple(self._turns[regime]), processes=tuple(self._processes[regime]))
+            for regime, row in self._rows.items()
+        ]
 
     def close(self) -> None:
         """End the worker."""

@@ -9,7 +9,11 @@ import msgspec
 
 from trainers.manifest import Struct
 
-WARM_S = 1.0  # bound of the warm-up before the first round
+WARM_S = 3.0  # bound of the warm-up before the first round
+
+ROUNDS, PROCESSES = 30, 3  # of a row, by default
+AT_LEAST = 2  # samples a turn
+FEW_CHECKED = 16  # of the reference's 64 images: enough to tell a wrong answer, not a slightly worse one
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -24,9 +28,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     regimes: tuple[str, ...] = ("device",)
     options: tuple[dict[str, str], ...] = ({},)
     device: str = "cpu"
-    rounds: int = 10
+    rounds: int = ROUNDS  # many short turns: a disturbance lasts for a turn or two, and the median forgets those
+    processes: int = (
+        PROCESSES  # that share a row's rounds, one after the other: each is faster or slower for all of its life
+    )
     seconds: float = 2.0
-    at_least: int = 3  # samples a turn: enough for a median
+    at_least: int = AT_LEAST  # samples a turn, of what takes longer than its share of the time
     at_most: int = 1000  # samples a turn: few enough to keep them all
     checked: int | None = None  # reference images that outputs are checked on; None: all
     timeout: float = 300.0
@@ -35,6 +42,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     twin: bool = True  # measure the baseline twice, in two workers: what they differ by is noise
     factories: tuple[str, ...] = ()  # FILE.py:FACTORY of the user's own models that may be run
     memory_bytes: int | None = None  # bound on a worker's private memory
+
+    def renews(self, turn: int) -> bool:
+        """Whether new processes take this round and those after it."""
+        return turn > 0 and turn * self.processes // self.rounds != (turn - 1) * self.processes // self.rounds
 
     def key(self, artifacts: Iterable[str]) -> str:
         """What a run is continued by: the same plan for the same artifacts, which are named by their sha256."""

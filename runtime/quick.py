@@ -10,7 +10,8 @@ from runtime.targets import Target
 
 ARTIFACTS = 8  # besides the baselines, a model
 SAMPLES, SECONDS = 100, 3.0  # of a row: whichever comes first
-CHECKED = 16  # of the reference's 64 images: enough to tell a wrong answer, not a slightly worse one
+ROUNDS = 20
+PROCESSES = 1  # of a row: loading it again is what takes time
 BACKENDS_LEFT_OUT = ("aoti",)  # unless named: it compiles for as long as all else takes
 
 

@@ -76,6 +76,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
 
     cell: Cell
     rounds_s: tuple[tuple[float, ...], ...] = ()
+    processes: tuple[int, ...] = ()  # by which process each round was taken; none noted: all by one
     build_s: float | None = None  # compiling
     load_s: float | None = None  # all else before the first inference
     first_s: float | None = None  # the first inference, copies included
@@ -97,7 +98,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     @property
     def median(self) -> Estimate:
         """Seconds an inference of the whole batch."""
-        return stats.median(self.rounds_s)
+        return stats.median(self.rounds_s, self.processes)
 
     @property
     def samples(self) -> int:
@@ -174,7 +175,7 @@ class Report(Record, frozen=True, kw_only=True):
         if row.check is None:
             return None
         base = self.baseline(row)
-        return stats.speedup(base.rounds_s, row.rounds_s) if base else None
+        return stats.speedup(base.rounds_s, row.rounds_s, row.processes) if base else None
 
     def floor(self, row: Measurement) -> float:
         """By what share equal rows were found to differ in this run, under the row's conditions; at least 1%.

@@ -10,6 +10,7 @@ from trainers import stats
 from trainers.stats import Estimate
 
 Rounds = Sequence[Sequence[float]]
+Processes = Sequence[int]  # by round
 
 
 def pooled(rounds: Rounds) -> np.ndarray:
@@ -27,39 +28,44 @@ def needed(q: float) -> int:
     return round(10 / (1 - q))
 
 
-def median(rounds: Rounds) -> Estimate:
-    """The median sample. Its interval resamples whole rounds, for samples of one round share the machine's mood."""
-    of_rounds = stats.median(_medians(rounds))
+def median(rounds: Rounds, processes: Processes = ()) -> Estimate:
+    """The median sample. Its interval resamples whole rounds, for samples of one round share the machine's mood.
+
+    `processes` says by which process each round was taken (none: all by one): what they share is resampled with them.
+    """
+    of_rounds = stats.median(_medians(rounds), _groups(processes))
     value = float(np.median(pooled(rounds)))
     return Estimate(value, min(of_rounds.low, value), max(of_rounds.high, value))
 
 
-def speedup(baseline: Rounds, rounds: Rounds) -> Estimate:
-    """How many times faster than the baseline: the median over rounds of the ratio of the two turns' medians."""
-    return stats.ratio(_medians(baseline), _medians(rounds))
+def speedup(baseline: Rounds, rounds: Rounds, processes: Processes = ()) -> Estimate:
+    """How many times faster than the baseline: the median over rounds of the ratio of the two turns' medians.
+
+    The two's processes change between the same rounds.
+    """
+    return stats.ratio(_medians(baseline), _medians(rounds), _groups(processes))
+
+
+def _groups(processes: Processes) -> Processes:
+    """What the bootstrap is to draw together; one process tells nothing of how others would differ."""
+    return processes if len(set(processes)) > 1 else ()
 
 
 def _medians(rounds: Rounds) -> list[float]:
     return [float(np.median(turn)) for turn in rounds]
 
 
-def change(old: Rounds, new: Rounds) -> Estimate:
+def change(old: Rounds, new: Rounds, were: Processes = (), are: Processes = ()) -> Estimate:
     """How many times as long `new` takes as `old`: the ratio of the medians of two runs that shared no rounds.
 
     The interval is the two-sample percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
     chapters 8 and 13): the rounds of each run are drawn anew, independently, and the ratio taken of the two medians of
-    their medians. Whole rounds are drawn for the reason that `median` gives; Kalibera and Jones (Rigorous Benchmarking
-    in Reasonable Time, ISMM 2013) do so for ratios of run times. Below five rounds a run it is too narrow.
+    their medians. Whole rounds are drawn for the reason that `median` gives, and with them the processes that took
+    them. Below five rounds a run it is too narrow.
     """
     generator = np.random.default_rng(0)
-    was, now = (_drawn(_medians(rounds), generator) for rounds in (old, new))
+    was, now = (stats.resampled(_medians(rounds), _groups(processes), generator)
+                for rounds, processes in ((old, were), (new, are)))  # fmt: skip
     value = float(np.median(pooled(new)) / np.median(pooled(old)))
     low, high = np.quantile(now / was, (0.025, 0.975))
     return Estimate(value, min(float(low), value), max(float(high), value))
-
-
-def _drawn(values: Sequence[float], generator: np.random.Generator) -> np.ndarray:
-    """The medians of as many bootstrap samples of `values` as an interval needs."""
-    drawn = generator.integers(0, len(values), (stats.RESAMPLES, len(values)))
-    resampled: np.ndarray = np.median(np.asarray(values)[drawn], axis=1)
-    return resampled

@@ -85,9 +85,13 @@ def _found(name: str, folder: Path) -> Iterator[Found]:
 
 
 def _target(found: Found, memory_bytes: int | None) -> Target:
+    return target_of(found) if found.record is not None else _foreign(found, memory_bytes)
+
+
+def target_of(found: Found) -> Target:
+    """An artifact with a record as a target."""
     record = found.record
-    if record is None:
-        return _foreign(found, memory_bytes)
+    assert record is not None, "a file without a record is read by `resolve`"
     subject = Subject(
         name=found.name, model=home(found.path).resolve().name, path=str(found.path),
         bytes=sum(file.bytes for file in record.files), sha256=record.file.sha256, variant=record.variant,

@@ -274,7 +274,7 @@ def test_an_onnx_file_is_quantized_and_measured_without_pytorch(made: Path, tmp_
     assert copied.classes == trained.classes
     benched = succeed(
         "runtime", "bench", "my-net", "--artifacts", tmp_path, "--backends", "onnxruntime", "--rounds", 2, "--seconds",
-        0.1, "--threads", 1, "--json",
+        0.1, "--threads", 1, "--processes", 1, "--json",
     )  # fmt: skip
     rows = json.loads(benched.stdout)["measurements"]
     assert [row["cell"]["twin"] for row in rows] == [False, True, False]

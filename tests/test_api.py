@@ -56,7 +56,7 @@ def model(made: Path) -> Iterator[Model]:
 @pytest.fixture(scope="module")
 def report(made: Path) -> Report:
     found, _ = targets.resolve(["simplecnn"], made.parent, None)
-    plan = Plan(backends=("eager", "onnxruntime"), rounds=3, seconds=0.1, options=({"graph": "basic"},))
+    plan = Plan(backends=("eager", "onnxruntime"), rounds=3, processes=1, seconds=0.1, options=({"graph": "basic"},))
     return Bench(found, plan, environment()).run()
 
 

@@ -44,7 +44,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(made: Path) -> Report:
     """One run in this process: three artifacts, two engines, two batch sizes."""
-    plan = Plan(backends=("eager", "onnxruntime", "tensorrt", "null"), batches=(1, 4), rounds=4, seconds=0.2)
+    plan = Plan(backends=("eager", "onnxruntime", "tensorrt", "null"), batches=(1, 4), rounds=4, processes=2,
+                seconds=0.2)  # fmt: skip
     found, stale = targets.resolve(["simplecnn"], made.parent, None)
     assert not stale
     return Bench(found, plan, environment()).run()
@@ -87,7 +88,7 @@ def huge(path: Path) -> Path:
 
 def contender(path: Path, folder: Path, **plan: object) -> Contender:
     (target,), _ = targets.resolve([str(path)], folder, None)
-    short = Plan(backends=("onnxruntime",), rounds=2, seconds=0.1, **plan)  # type: ignore[arg-type]
+    short = Plan(backends=("onnxruntime",), processes=1, rounds=2, seconds=0.1, **plan)  # type: ignore[arg-type]
     return Contender(target, "onnxruntime", {}, short, threads=1)
 
 
@@ -102,6 +103,7 @@ def test_every_fitting_pair_is_a_row_with_all_its_samples(report: Report) -> Non
     for row in report.measurements:
         assert row.valid, row.error
         assert len(row.rounds_s) == 4
+        assert row.processes == (0, 0, 1, 1)
         assert row.median.low <= row.median.value <= row.median.high
 
 
@@ -188,7 +190,7 @@ def test_what_memory_does_not_hold_runs_in_heats_with_the_baseline_in_each(made:
     """A machine that is said to have too little memory for two workers."""
     found, _ = targets.resolve(["simplecnn"], made.parent, None)
     tiny = msgspec.structs.replace(environment(), memory_bytes=1 << 20)
-    plan = Plan(backends=("onnxruntime",), rounds=2, seconds=0.05, twin=False)
+    plan = Plan(backends=("onnxruntime",), rounds=2, processes=1, seconds=0.05, twin=False)
     report = Bench(found, plan, tiny).run()
     assert [(row.cell.artifact, row.heat) for row in report.measurements] == [
         ("simplecnn-dynamo-exact-fp32", 0), ("simplecnn-dynamo-exact-fp32", 1), ("simplecnn-dynamo-exact-int8", 1),
@@ -201,7 +203,7 @@ def test_what_memory_does_not_hold_runs_in_heats_with_the_baseline_in_each(made:
 
 def test_sweeps_and_regimes_are_rows_compared_with_their_like(made: Path) -> None:
     found, _ = targets.resolve([str(made / "simplecnn-dynamo-exact-fp32.onnx")], made.parent, None)
-    plan = Plan(backends=("onnxruntime",), threads=(1, 2), regimes=tuple(REGIMES), rounds=2,
+    plan = Plan(backends=("onnxruntime",), threads=(1, 2), regimes=tuple(REGIMES), rounds=2, processes=1,
                 seconds=0.05, options=({"graph": "all"}, {"graph": "basic"}), twin=False, checked=16)  # fmt: skip
     report = Bench(found, plan, environment()).run()
     assert len(report.measurements) == 2 * 2 * 3
@@ -242,6 +244,9 @@ def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(made: Path, tm
     for old, new in zip(begun.measurements, report.measurements, strict=True):
         assert new.rounds_s[:taken] == old.rounds_s
         assert len(new.rounds_s) == 6
+        assert new.processes[:taken] == old.processes
+        assert list(new.processes) == sorted(new.processes)
+        assert new.processes[taken] > old.processes[-1]
 
 
 def test_a_file_that_never_ends_is_given_up(tmp_path: Path) -> None:
@@ -273,7 +278,7 @@ def test_a_damaged_artifact_is_not_measured(made: Path, tmp_path: Path) -> None:
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
     found, _ = targets.resolve([str(tmp_path)], tmp_path, None)
-    plan = Plan(backends=("onnxruntime",), rounds=2, seconds=0.1)
+    plan = Plan(backends=("onnxruntime",), rounds=2, processes=1, seconds=0.1)
     rows = {row.cell.artifact: row for row in Bench(found, plan, environment()).run().measurements}
     assert "sha256 differs" in (rows[victim.stem].error or "")
     assert rows["simplecnn-dynamo-exact-fp32"].valid
@@ -356,7 +361,7 @@ def test_a_file_without_a_record_is_measured_and_not_recommended(made: Path, tmp
     path = tmp_path / "foreign.onnx"
     path.write_bytes((made / "simplecnn-dynamo-exact-fp32.onnx").read_bytes())
     done = runtime_artifacts.command("runtime", "bench", path, "--artifacts", tmp_path, "--backends", "onnxruntime",
-                                     "--rounds", 2, "--seconds", 0.1)  # fmt: skip
+                                     "--rounds", 2, "--processes", 1, "--seconds", 0.1)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "unverified" in done.stdout
     assert "no verified variant" in done.stdout

@@ -31,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Report]:
     """The same matrix, measured twice."""
     made = runtime_artifacts.make(tmp_path_factory.getbasetemp())
     found, _ = targets.resolve(["simplecnn"], made.parent, None)
-    plan = Plan(backends=("eager", "onnxruntime"), batches=(1, 4), rounds=6, seconds=0.1, twin=False)
+    plan = Plan(backends=("eager", "onnxruntime"), batches=(1, 4), rounds=6, processes=1, seconds=0.1, twin=False)
     first, second = (Bench(found, plan, environment()).run() for _ in range(2))
     return first, second
 
@@ -48,7 +48,7 @@ def noisy(report: Report, *, seed: int, scale: float = 1.0, noise: float = 0.005
 
     def drawn(row: Measurement) -> Measurement:
         rounds = scale * row.median.value * np.exp(random.normal(0, noise, (10, 1)) + random.normal(0, noise, (10, 20)))
-        return msgspec.structs.replace(row, rounds_s=tuple(map(tuple, rounds.tolist())))
+        return msgspec.structs.replace(row, rounds_s=tuple(map(tuple, rounds.tolist())), processes=())
 
     return msgspec.structs.replace(report, measurements=tuple(map(drawn, report.measurements)))
 
@@ -120,7 +120,8 @@ def test_what_noise_hides_is_inconclusive(steady: Report) -> None:
     vague = noisy(steady, seed=3, noise=1.0)
     assert compare(steady, vague, LIMITS).changes[0].why == ("too noisy to tell",)
     few = one_row(
-        scaled_all(steady, 2.0), lambda row: msgspec.structs.replace(row, rounds_s=row.rounds_s[: ROUNDS - 1])
+        scaled_all(steady, 2.0),
+        lambda row: msgspec.structs.replace(row, rounds_s=row.rounds_s[: ROUNDS - 1], processes=()),
     )
     assert words(compare(steady, few, LIMITS))[:2] == ["INCONCLUSIVE", "REGRESSION"]
     assert "4 rounds are too few" in compare(steady, few, LIMITS).changes[0].why[0]

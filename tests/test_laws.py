@@ -15,7 +15,7 @@ COMMANDS = [
     "trainers", "trainers.cache", "trainers.ladder", "trainers.sweep", "trainers.experiments", "export",
     "export.check", "export.diff", "export.gelu", "export.list", "export.ops", "export.sensitivity",
     "runtime", "runtime bench", "runtime build", "runtime compare", "runtime profile", "runtime roofline",
-    "runtime view",
+    "runtime tune", "runtime view",
 ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def test_mnist_from_files_to_a_latency_table(real_data: Path, tmp_path: Path) ->
     assert int8["drop"] <= 1
     assert len(made) == 3 + (importlib.util.find_spec("nncf") is not None and gpu() is None)  # OpenVINO's own int8
     engines = ("--backends", "eager,onnxruntime,openvino")
-    done = succeed("runtime", "bench", "simplecnn", "--device", "cpu", *engines, "--seconds", 0.3, *place)
+    done = succeed("runtime", "bench", "simplecnn", "--device", "cpu", *engines, "--quick", *place)
     assert "times faster than eager fp32" in done.stdout
     assert "netron" in done.stdout
     report = next((tmp_path / "reports").glob("*.json"))

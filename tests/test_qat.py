@@ -115,7 +115,7 @@ def test_the_drop_is_counted_from_the_fp32_checkpoint(trained: Path, exported: A
 def test_onnxruntime_is_timed_and_checked_against_the_fake_quantized_module(trained: Path, exported: Artifact) -> None:
     done = succeed(
         "runtime", "bench", "simplecnn-qat", "--artifacts", trained, "--backends", "onnxruntime", "--batch", "1,4",
-        "--rounds", 3, "--seconds", 0.1, "--threads", 1, "--json",
+        "--rounds", 3, "--processes", 1, "--seconds", 0.1, "--threads", 1, "--json",
     )  # fmt: skip
     rows = json.loads(done.stdout)["measurements"]
     assert [(row["cell"]["artifact"], row["cell"]["batch"], row["error"]) for row in rows] == [

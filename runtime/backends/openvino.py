@@ -103,13 +103,10 @@ def load(artifact: Found, *, device: str, threads: int, batch: int, options: Map
     if shape[0].is_dynamic:  # a fixed batch lets it plan its memory and choose its kernels
         shape[0] = batch
         model.reshape(shape)
-    record = artifact.record
-    own = "bf16" if record is not None and record.variant.precision == "bf16" else "f32"
-    asked = options.get("precision", "own")
-    precision = own if asked == "own" else asked
-    settings = _settings(precision, threads, options)
+    precision = arithmetic(artifact, options)
+    asked_for = settings(precision, threads, options)
     started = time.perf_counter()
-    compiled = core.compile_model(model, "CPU", settings)
+    compiled = core.compile_model(model, "CPU", asked_for)
     build_s = time.perf_counter() - started
     used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if used != precision:
@@ -125,14 +122,21 @@ def load(artifact: Found, *, device: str, threads: int, batch: int, options: Map
     return OpenVinoSession(compiled, build_s, attested)
 
 
-def _settings(precision: str, threads: int, options: Mapping[str, str]) -> dict[str, Any]:
+def arithmetic(artifact: Found, options: Mapping[str, str]) -> str:
+    """What floats are computed in: as the artifact's record says, unless something else is asked for."""
+    record, asked = artifact.record, options.get("precision", "own")
+    own = "bf16" if record is not None and record.variant.precision == "bf16" else "f32"
+    return own if asked == "own" else asked
+
+
+def settings(precision: str, threads: int, options: Mapping[str, str]) -> dict[str, Any]:
     """What the model is compiled with. The cache lies in the private folder: to load what is there is to run it."""
     hint, streams = options.get("hint", "latency"), options.get("streams", "auto")
-    settings: dict[str, Any] = {
+    made: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": hint.upper(),
     }  # fmt: skip
     if streams != "auto" or hint == "latency":  # by itself a latency hint takes a stream for each socket
-        settings["NUM_STREAMS"] = 1 if streams == "auto" else int(streams)
+        made["NUM_STREAMS"] = 1 if streams == "auto" else int(streams)
     if options.get("cache") == "on":
-        settings["CACHE_DIR"] = str(engine_cache.folder("openvino"))
-    return settings
+        made["CACHE_DIR"] = str(engine_cache.folder("openvino"))
+    return made

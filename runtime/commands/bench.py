@@ -50,7 +50,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
                         help="auto takes the GPU where there is one")  # fmt: skip
     parser.add_argument("--quick", action="store_true",
                         help="the baselines and the 8 likeliest artifacts, 100 samples or 3 s a row")  # fmt: skip
-    parser.add_argument("--rounds", type=positive, default=10, metavar="R", help="interleaved rounds (default: 10)")
+    parser.add_argument("--rounds", type=positive, metavar="R",
+                        help="interleaved rounds (default: 30; with --quick 20)")  # fmt: skip
+    parser.add_argument("--processes", type=positive, metavar="P",
+                        help="that share a row's rounds, one after the other (default: 3; with --quick 1)")  # fmt: skip
     parser.add_argument("--seconds", type=seconds, metavar="S",
                         help="timed seconds a row, over all rounds (default: 2)")  # fmt: skip
     parser.add_argument("--max-drop", type=float, default=1.0, metavar="POINTS",
@@ -143,7 +146,7 @@ def _plan(arguments: argparse.Namespace, environment: Environment) -> Plan:
     """The flags as a Plan. Raises UserError on a backend, option, thread count or device that cannot be."""
     from runtime import backends, quick
     from runtime.bench import check_options, memory_limit
-    from runtime.plan import Plan, sweep
+    from runtime.plan import AT_LEAST, FEW_CHECKED, PROCESSES, ROUNDS, Plan, sweep
 
     known = backends.names()
     unasked = {*NOT_BY_DEFAULT, *(quick.BACKENDS_LEFT_OUT if arguments.quick else ())}
@@ -154,10 +157,12 @@ def _plan(arguments: argparse.Namespace, environment: Environment) -> Plan:
     for combination in combinations:
         check_options(combination, chosen)
     device = pick_device(arguments.device, environment)
-    fewer: dict[str, Any] = {"at_most": max(quick.SAMPLES // arguments.rounds, 3), "checked": quick.CHECKED}
+    rounds, processes = (quick.ROUNDS, quick.PROCESSES) if arguments.quick else (ROUNDS, PROCESSES)
+    rounds = arguments.rounds or rounds
+    fewer: dict[str, Any] = {"at_most": max(quick.SAMPLES // rounds, AT_LEAST), "checked": FEW_CHECKED}
     return Plan(
         backends=chosen, batches=arguments.batch, device=device, threads=_threads(arguments.threads, environment),
-        regimes=arguments.regime, rounds=arguments.rounds,
+        regimes=arguments.regime, rounds=rounds, processes=arguments.processes or processes,
         seconds=arguments.seconds or (quick.SECONDS if arguments.quick else 2.0), timeout=arguments.timeout,
         options=combinations, max_drop=arguments.max_drop, strict=arguments.strict, factories=_factories(arguments),
         memory_bytes=memory_limit(environment, device), **(fewer if arguments.quick else {}),

@@ -87,7 +87,7 @@ def _tie(row: Measurement, others: list[Measurement]) -> str:
     rivals = [other for other in others if other.heat == row.heat]
     if not rivals:
         return ""
-    ratio = stats.speedup(rivals[0].rounds_s, row.rounds_s)
+    ratio = stats.speedup(rivals[0].rounds_s, row.rounds_s, row.processes)
     if ratio.low > 1:
         return ""
     return f"; {rivals[0].cell.artifact} in {rivals[0].cell.engine} is not measurably slower"

@@ -1,0 +1,69 @@
+"""A search in words: what was tried, the Pareto set, and one recommendation. Pure functions of what was found."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.report.table import milliseconds
+from runtime.tuning.best import Best, pareto
+from runtime.tuning.candidate import Candidate
+from trainers.cli import megabytes
+from trainers.stats import Estimate
+
+COLUMNS = ("", "form", "engine", ">ms", ">times fp32 in ORT", ">top-1 drop", ">size", "came to")
+
+
+def rows(candidates: Sequence[Candidate]) -> list[tuple[str, ...]]:
+    """One a candidate, the fastest first; `*` marks what nothing beats in time, accuracy and size at once."""
+    front = {one.name for one in pareto(candidates)}
+    return [
+        (
+            "*" if one.name in front else "",
+            one.artifact,
+            one.engine,
+            "-" if one.seconds is None else milliseconds(one.seconds),
+            "-" if one.faster is None else f"{one.faster.value:.2f}",
+            "-" if one.accuracy is None else f"{one.accuracy.drop:.2f}",
+            megabytes(one.bytes),
+            one.out or one.stage,
+        )
+        for one in sorted(candidates, key=lambda one: one.seconds or float("inf"))
+    ]
+
+
+def recommendation(best: Best) -> str:
+    """One sentence with its numbers and their intervals."""
+    accuracy, question = best.accuracy, best.question
+    engine = " ".join([best.backend, *(f"{key}={value}" for key, value in sorted(best.options.items()))])
+    faster = "" if best.faster is None else f", {_interval(best.faster, '.2f')} times as fast as {best.baseline}"
+    unit = "an image" if question.metric == "throughput" else f"at batch {question.batch}"
+    what = "top-1 drop" if accuracy.labelled else "images answered otherwise than by PyTorch:"
+    low, high = accuracy.drop_interval
+    images = f"{accuracy.images:,} {accuracy.split} images"
+    kept = f"{what} {accuracy.drop:+.2f} points [{low:+.2f}, {high:+.2f}] on {images}"
+    ms = Estimate(*(1e3 * value for value in (best.latency_s.value, best.latency_s.low, best.latency_s.high)))
+    tie = f"; not measurably slower: {', '.join(best.ties)}" if best.ties else ""
+    return (f"{question.model}: use {best.artifact} in {engine}: {_interval(ms, '.3g')} ms {unit}{faster}; {kept}; "
+            f"{megabytes(best.file.bytes)}{tie}.")  # fmt: skip
+
+
+def how(best: Best, folder: Path, artifacts: Path) -> list[str]:
+    """The command that measures it again, and three lines of Python that use it."""
+    options = "".join(f" --option {key}={value}" for key, value in sorted(best.options.items()))
+    place = "" if artifacts == Path("artifacts") else f", artifacts={str(artifacts)!r}"
+    batch = "" if best.question.batch == 1 else f", batch={best.question.batch}"
+    drop = "" if best.question.max_drop == 0.5 else f", max_drop={best.question.max_drop:g}"
+    return [
+        f"again: python -m runtime bench {shlex.quote(str(folder / best.file.path))} --backends {best.backend}{options}"
+        f" --batch {best.question.batch} --threads {best.question.threads}",
+        "in Python:",
+        "  from runtime import best",
+        f"  model = best({folder.name!r}{drop}{batch}{place})",
+        "  logits = model(images)",
+    ]
+
+
+def _interval(value: Estimate, form: str) -> str:
+    return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
