@@ -10,6 +10,7 @@ from export.artifact import Artifact
 from runtime.report import table
 from runtime.results import Report
 from runtime.roofline import Roofline
+from runtime.tuning.best import Best
 from trainers.checkpoint import Checkpoint
 from trainers.manifest import Record
 from trainers.measure import tables
@@ -18,7 +19,7 @@ from trainers.measure.results import Experiments, Ladder, Sweep
 GOLDEN = Path(__file__).parent / "golden"
 NOUNS: dict[str, type[Record]] = {
     "checkpoint": Checkpoint, "artifact": Artifact, "report": Report, "ladder": Ladder, "sweep": Sweep,
-    "experiments": Experiments, "roofline": Roofline,
+    "experiments": Experiments, "roofline": Roofline, "best": Best,
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ class Best(Record, frozen=True, kw_only=True):
     SCHEMA: ClassVar[int] = 1
 
     file: File  # the artifact, beside this record
+    bytes: int  # with the weights, where they lie in a second file
     backend: str
     options: dict[str, str]
     question: Question
@@ -60,9 +61,9 @@ def record(search: Search, report: Report, winner: tuple[Candidate, Measurement]
     ]
     path = search.target(one).found.path
     return Best(
-        file=File.of(path), backend=one.backend, options=one.options, question=search.question, latency_s=row.median,
-        faster=report.speedup(row) if base is not row else None, baseline=name, accuracy=one.accuracy,
-        ties=ties(report, row, rivals), report=f"{saved.parent.name}/{saved.name}",
+        file=File.of(path), bytes=one.bytes, backend=one.backend, options=one.options, question=search.question,
+        latency_s=row.median, faster=report.speedup(row) if base is not row else None, baseline=name,
+        accuracy=one.accuracy, ties=ties(report, row, rivals), report=f"{saved.parent.name}/{saved.name}",
         command=shlex.join(["python", "-m", "runtime", *sys.argv[1:]]), environment=report.environment,
     )  # fmt: skip
 
@@ -93,8 +94,8 @@ def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:
     judged = [one for one in candidates if one.accuracy is not None and one.seconds is not None]
 
     def costs(one: Candidate) -> tuple[float, float, float]:
-        assert one.accuracy is not None and one.seconds is not None
-        return one.seconds, one.accuracy.drop, one.bytes
+        assert one.accuracy is not None, "only what was judged is compared"
+        return one.cost, one.accuracy.drop, one.bytes
 
     def beaten(one: Candidate) -> bool:
         mine = costs(one)

@@ -9,7 +9,11 @@ from trainers.stats import Estimate
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
-    """A row of the search. Times are of the last race it took part in, ratios to the fp32 file in ONNX Runtime."""
+    """A row of the search. Times are of the last race it took part in.
+
+    `faster` is the paired ratio to the fp32 file in ONNX Runtime, which takes part in every race but the last: it makes
+    one race's times comparable with another's.
+    """
 
     artifact: str  # the name
     backend: str
@@ -25,6 +29,11 @@ class Candidate(Struct, frozen=True, kw_only=True):
     def engine(self) -> str:
         """The backend, with whatever settings made it differ from its defaults."""
         return " ".join([self.backend, *(f"{key}={value}" for key, value in sorted(self.options.items()))])
+
+    @property
+    def cost(self) -> float:
+        """What the search ranks by: time, as a share of the fp32 file's in ONNX Runtime."""
+        return 1 / self.faster.value if self.faster is not None else float("inf")
 
     @property
     def name(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from export import pipeline
 from export.artifact import Artifact, Found
 from export.job import Job, find_made, knows_gelu
@@ -36,20 +38,28 @@ class Forms:
     def name(self, form: Variant) -> str:
         return form.name(self.job.checkpoint.model)
 
-    def make(self, form: Variant) -> Target | None:
-        """The artifact, found or made now; None where that failed, or where it is not right (see `failures`)."""
+    def make(self, form: Variant, say: Callable[[str], None]) -> Target | None:
+        """The artifact, found or made now; None where that failed, or where it is not right (see `failures`).
+
+        Rewrites that match nothing are no failure: there is no such form.
+        """
         try:
             found = find_made(self.job, form)
             if found is None:
+                say(f"making {self.name(form)}")
                 keep_freed_memory()
                 found = pipeline.export(self.job, form)
+        except pipeline.NothingMatched:
+            return None
         except (UserError, CheckFailed) as error:
-            self.failures[self.name(form)] = str(error)
-            return None
-        if not found.parity.passed:
-            self.failures[self.name(form)] = found.parity.reason
-            return None
-        return self.target(found)
+            reason = str(error)
+        else:
+            if found.parity.passed:
+                return self.target(found)
+            reason = found.parity.reason
+        self.failures[self.name(form)] = reason
+        say(f"  failed: {reason}")
+        return None
 
     def target(self, record: Artifact) -> Target:
         return target_of(Found(path=self.job.folder / record.file.path, record=record))

@@ -31,6 +31,7 @@ from trainers.manifest import CheckFailed, Environment, UserError
 
 BRIEF = {"rounds": 3, "seconds": 0.3}  # of a row in the first races
 LONGER = {"rounds": 6, "seconds": 1.0}
+NEAR = 1.1  # times the latency allowed: a brief race may err by as much
 LEADERS, RACED, FINALISTS = 3, 8, 3
 CLOSE = 1.5  # times the time of the fastest in a brief race, to be raced again
 MAKING, TRYING, JUDGING = 0.45, 0.6, 0.8  # shares of the budget after which no more is begun
@@ -122,10 +123,8 @@ class Search:
     def _made(self, form: Variant) -> Target | None:
         name = self._forms.name(form)
         if name not in self._targets:
-            self._say(f"making {name}")
-            target = self._forms.make(form)
+            target = self._forms.make(form, self._say)
             if target is None:
-                self._say(f"  {self._forms.failures[name]}")
                 return None
             self._targets[target.subject.name] = target
             return target
@@ -148,13 +147,12 @@ class Search:
         """Those still in the race whose files are at hand, in the order of the metric."""
 
         def key(one: Candidate) -> tuple[float, float]:
-            assert one.seconds is not None
-            return (one.bytes, one.seconds) if self.question.metric == "size" else (one.seconds, one.bytes)
+            return (one.bytes, one.cost) if self.question.metric == "size" else (one.cost, one.bytes)
 
         able = [one for one in self._candidates.values()
-                if one.out is None and one.seconds is not None and one.artifact in self._targets]  # fmt: skip
+                if one.out is None and one.faster is not None and one.artifact in self._targets]  # fmt: skip
         limit = self.question.max_latency_s
-        return sorted((one for one in able if limit is None or (one.seconds or 0) <= 1.1 * limit), key=key)
+        return sorted((one for one in able if limit is None or (one.seconds or 0) <= NEAR * limit), key=key)
 
     def _race(self, stage: str, entered: Sequence[Candidate], length: dict[str, float] = BRIEF) -> None:
         """Time them in interleaved rounds beside the yardstick, and note what came of each."""
@@ -168,7 +166,8 @@ class Search:
         yardstick = next(row for row in report.measurements if row.cell.artifact == plain.artifact)
         for one in entered:
             row = yardstick if one.name == plain.name else _row(report, one)
-            self._note(_noted(one, stage, report, row))
+            noted = _noted(one, stage, report, row)
+            self._note(noted if noted.out else replace(noted, faster=report.speedup(row)))
         self._save()
         if best := self._alive():
             self._say(f"  best so far: {best[0].name}, {1e3 * (best[0].seconds or 0):.3g} ms")
@@ -178,7 +177,7 @@ class Search:
         alive = self._alive()
         if self.question.metric == "size":
             return alive[:RACED]
-        return [one for one in alive if (one.seconds or 0) <= CLOSE * (alive[0].seconds or 0)][:RACED]
+        return [one for one in alive if one.cost <= CLOSE * alive[0].cost][:RACED]
 
     def _try_around(self) -> None:
         """One change from each of the leaders: settings of their engines, and other forms of the fastest."""
@@ -189,12 +188,10 @@ class Search:
             for options in space.settings(leader.backend, self.question.device):
                 self._enter(self.target(leader), leader.backend, options)
         if leaders:
-            record = self.target(leaders[0]).found.record
-            assert record is not None
-            forms = self._forms
-            near = space.around(record.variant, has_gelu=forms.has_gelu, from_module=forms.from_module)
-            if record.kind != "torch":
-                self._collect(list(near), [leaders[0].backend])
+            record, forms = self.target(leaders[0]).found.record, self._forms
+            assert record is not None, "a form of ours has a record"
+            near = space.around(record, has_gelu=forms.has_gelu, from_module=forms.from_module)
+            self._collect(list(near), [leaders[0].backend])
         self._race("screened", self._waiting())
 
     def _judge(self) -> None:
@@ -306,4 +303,4 @@ def _noted(one: Candidate, stage: str, report: Report, row: Measurement) -> Cand
     reason = row.error or row.shortfall or (None if report.verified(row) else "its outputs are not verified")
     if reason is not None:
         return replace(one, stage=stage, out=reason)
-    return replace(one, stage=stage, seconds=row.median.value, faster=report.speedup(row))
+    return replace(one, stage=stage, seconds=row.median.value)

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from export import rewrites
 from export.activations import ACTIVATIONS, EXACT
-from export.exporters import EXPORTERS
+from export.artifact import Artifact
+from export.exporters import EXPORTERS, TORCH
 from export.precision import OPENVINO, PRECISIONS, QAT, methods
 from export.variant import Variant, usual_rewrites
 from runtime import backends
@@ -49,14 +50,15 @@ def first(plain: Variant, device: str) -> list[Variant]:
     return [plain, *placed, replace(plain, rewrites=suited)]
 
 
-def around(form: Variant, *, has_gelu: bool, from_module: bool) -> Iterator[Variant]:
+def around(record: Artifact, *, has_gelu: bool, from_module: bool) -> Iterator[Variant]:
     """Forms one change away: the other exporter, other rewrites, other activations.
 
     A file that was not exported here (`from_module` false) keeps its graph and its activations.
     """
-    if form.precision == QAT:
+    form = record.variant
+    if form.precision == QAT or form.exporter == TORCH:
         return
-    if form.rewrites:
+    if any(one.matched for one in record.rewrites):
         yield replace(form, rewrites=())
     elif form.precision == "fp32":
         yield replace(form, rewrites=tuple(rewrites.NAMES))
