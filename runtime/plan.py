@@ -34,7 +34,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     )
     seconds: float = 2.0
     at_least: int = AT_LEAST  # samples a turn, of what takes longer than its share of the time
-    at_most: int = 1000  # samples a turn: few enough to keep them all
+    at_most: int = 300  # samples a turn: few enough to keep them all
     checked: int | None = None  # reference images that outputs are checked on; None: all
     timeout: float = 300.0
     max_drop: float = 1.0  # percentage points of top-1 that a recommended row may cost

@@ -120,6 +120,7 @@ def test_ctrl_c_saves_the_step_and_resuming_gives_the_same_bytes(tmp_path: Path)
     """With averaged weights, gradient accumulation, erasing and two image sizes: nothing of it may be lost."""
     flags = [
         "convnext", "--device", "cpu", "--batch-size", "4", "--set", "sizes=32:0.008,64:0.008", "--set", "ema=0.9",
+        "--set", "blocks=1,1,1,1",
         "--set", "accumulate=2", "--set", "erase=0.5", "--set", "save_every=3", "--precision", "fp32",
     ]  # fmt: skip
     whole = succeed("trainers", *flags, "--artifacts", tmp_path / "whole")
