@@ -60,7 +60,7 @@ class Contender:
 
     def renew(self) -> None:
         """Go on in a new process; what loading took is known from the first, which may have found nothing compiled."""
-        if any(row.error for row in self._rows.values()):
+        if self.done:
             return
         batch = next(iter(self._rows.values())).cell.batch
         self.close()

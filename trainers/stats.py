@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -25,21 +26,19 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 def median(values: Sequence[float], groups: Sequence[int] = ()) -> Estimate:
-    """The median and its 95% percentile-bootstrap interval, by `resampled`."""
-    found = np.asarray(values, float)
+    """The median (of several groups the mean of their medians), and its 95% percentile-bootstrap interval."""
     low, high = np.quantile(resampled(values, groups, np.random.default_rng(0)), (0.025, 0.975))
-    return Estimate(float(np.median(found)), float(low), float(high))
+    return Estimate(float(np.mean([np.median(group) for group in _split(values, groups)])), float(low), float(high))
 
 
 def resampled(values: Sequence[float], groups: Sequence[int], generator: np.random.Generator) -> np.ndarray:
-    """The medians of RESAMPLES bootstrap samples of `values`; seed the generator, for equal data to give equal text.
+    """RESAMPLES bootstrap draws of that median; seed the generator, for equal data to give equal text.
 
-    `groups` says which values have a cause of error in common, as the rounds of one process have (none: no two). Then
-    whole groups are drawn, and values inside each: Davison and Hinkley, Bootstrap Methods and their Application, 1997,
-    section 3.8; Kalibera and Jones (Rigorous Benchmarking in Reasonable Time, ISMM 2013) do so for processes.
+    `groups` says which values have a cause of error in common, as the rounds of one process have (none: all are of one
+    group). Groups are drawn, and values inside each: Davison and Hinkley, Bootstrap Methods and their Application,
+    1997, section 3.8; Kalibera and Jones (Rigorous Benchmarking in Reasonable Time, ISMM 2013) do so for processes.
     """
-    found, names = np.asarray(values, float), np.asarray(groups or range(len(values)))
-    members = [found[names == name] for name in np.unique(names)]
+    members = _split(values, groups)
     sizes = np.array([len(group) for group in members])
     table = np.full((len(members), sizes.max()), np.nan)  # a group a row, as long as the longest
     for row, group in zip(table, members, strict=True):
@@ -47,16 +46,21 @@ def resampled(values: Sequence[float], groups: Sequence[int], generator: np.rand
     chosen = generator.integers(0, len(members), (RESAMPLES, len(members), 1))
     within = generator.random((RESAMPLES, len(members), sizes.max())) * sizes[chosen]
     samples = np.where(np.arange(sizes.max()) < sizes[chosen], table[chosen, within.astype(int)], np.nan)
-    in_order = np.sort(samples.reshape(RESAMPLES, -1))  # nan last
-    count = sizes[chosen].sum(axis=(1, 2))
-    middle = np.stack([(count - 1) // 2, count // 2], axis=1)
-    return np.asarray(np.take_along_axis(in_order, middle, axis=1).mean(axis=1))
+    in_order = np.sort(samples)  # nan last
+    middle = np.concatenate([(sizes[chosen] - 1) // 2, sizes[chosen] // 2], axis=2)
+    return np.asarray(np.take_along_axis(in_order, middle, axis=2).mean(axis=(1, 2)))
+
+
+def _split(values: Sequence[float], groups: Sequence[int]) -> list[np.ndarray]:
+    found, names = np.asarray(values, float), np.asarray(groups or [0] * len(values))
+    return [found[names == name] for name in np.unique(names)]
 
 
 def ratio(values: Sequence[float], base: Sequence[float], groups: Sequence[int] = ()) -> Estimate:
-    """The median over rounds of values / base, each pair taken in one round.
+    """The median over rounds of values / base, each pair taken in one round; of several groups the geometric mean.
 
     Turns of the same round ran within seconds of each other, so drift that hits both cancels.
     """
     assert len(values) == len(base) > 0, "rounds are paired"
-    return median([value / other for value, other in zip(values, base, strict=True)], groups)
+    found = median([math.log(value / other) for value, other in zip(values, base, strict=True)], groups)
+    return Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high))

@@ -19,18 +19,23 @@ PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-body { font: 14px/1.45 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto; max-width: 84rem;
-       padding: 0 1rem; }
+:root { color-scheme: light dark; --ink: #1f2937; --paper: #fff; --line: #e5e7eb; --faint: #6b7280; --hover: #f2f4f7;
+        --share-of: #cfe0f3; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e5e7eb; --paper: #15181d; --line: #374151; --faint: #9ca3af; --hover: #262b33; --share-of: #2b4a6b; }
+}
+body { font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
+       max-width: 84rem; padding: 0 1rem; }
 h1 { font-size: 1.35rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .15rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #eee; }
-th { border-bottom: 1px solid #999; white-space: nowrap; }
+th, td { padding: .15rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th { border-bottom: 1px solid var(--faint); white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
-.sortable th { cursor: pointer; } .sortable th:hover { background: #f2f4f7; }
-.bar { background: linear-gradient(#cfe0f3, #cfe0f3) no-repeat left / var(--share) 100%; }
+.sortable th { cursor: pointer; } .sortable th:hover { background: var(--hover); }
+.bar { background: linear-gradient(var(--share-of), var(--share-of)) no-repeat left / var(--share) 100%; }
 img { max-width: 100%; }
 code { font-family: ui-monospace, monospace; font-size: .92em; overflow-wrap: anywhere; }
-.note { color: #666; }
+.note { color: var(--faint); }
 {% block style %}{% endblock %}
 </style>
 </head>

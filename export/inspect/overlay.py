@@ -17,12 +17,12 @@ OVERLAY = """\
 {% extends "page" %}
 {% block style %}
 .graph { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr) minmax(0, 1.2fr); }
-.graph > div { padding: .15rem .6rem; border-bottom: 1px solid #eee; }
-.head { font-weight: 600; border-bottom: 1px solid #999 !important; }
-.added { background: #e3f4e6; } .removed { background: #fbe6e4; } .changed { background: #fdf3d6; }
-.absent { background: repeating-linear-gradient(135deg, #f6f6f6 0 6px, #fff 6px 12px); }
-.detail { color: #666; font-size: .88em; }
-details > summary { cursor: pointer; color: #666; padding: .25rem .6rem; background: #f6f7f9; }
+.graph > div { padding: .15rem .6rem; border-bottom: 1px solid var(--line); }
+.head { font-weight: 600; border-bottom: 1px solid var(--faint) !important; }
+.added { background: #22a04533; } .removed { background: #d43a2a33; } .changed { background: #d9a00040; }
+.absent { background: repeating-linear-gradient(135deg, var(--hover) 0 6px, var(--paper) 6px 12px); }
+.detail { color: var(--faint); font-size: .88em; }
+details > summary { cursor: pointer; color: var(--faint); padding: .25rem .6rem; background: var(--hover); }
 .key span { padding: .1rem .6rem; margin-right: .4rem; }
 {% endblock %}
 {% macro node(operation) %}

@@ -51,9 +51,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true",
                         help="the baselines and the 8 likeliest artifacts, 100 samples or 3 s a row")  # fmt: skip
     parser.add_argument("--rounds", type=positive, metavar="R",
-                        help="interleaved rounds (default: 30; with --quick 20)")  # fmt: skip
+                        help="interleaved rounds (default: 32; with --quick 20)")  # fmt: skip
     parser.add_argument("--processes", type=positive, metavar="P",
-                        help="that share a row's rounds, one after the other (default: 3; with --quick 1)")  # fmt: skip
+                        help="that share a row's rounds, one after the other (default: 4; with --quick 1)")  # fmt: skip
     parser.add_argument("--seconds", type=seconds, metavar="S",
                         help="timed seconds a row, over all rounds (default: 2)")  # fmt: skip
     parser.add_argument("--max-drop", type=float, default=1.0, metavar="POINTS",

@@ -1,0 +1,117 @@
+"""A Report as one self-contained HTML file: which row wins, by how much and how surely, and everything behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.inspect import html
+from runtime.report import plots, summary, table
+from runtime.results import Conditions, Measurement, Report
+from runtime.verdict import BASELINE, DROP, INCONCLUSIVE, KEEP, SAME, judge
+
+TEMPLATE = Path(__file__).with_name("page.html")
+WORDS = (KEEP, DROP, SAME, INCONCLUSIVE, BASELINE)
+NONE = "none"  # in place of a verdict, where nothing was computed
+
+Row = tuple[str, str, Measurement]  # its anchor, its verdict, and itself
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One line of the table: texts, each with the value that it is sorted by, or None where that is the text."""
+
+    anchor: str
+    word: str
+    cells: list[tuple[str, float | None]]
+    details: list[str]
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the page. Names of models, files and classes are shown as they are, and never as markup."""
+    parts = [
+        _part(report, model, conditions, f"part-{number}-{index}")
+        for number, model in enumerate(report.models())
+        for index, conditions in enumerate(report.conditions(model))
+    ]
+    e = report.environment
+    found = [("", e.cpu), ("cores", str(e.cores)), ("Python", e.python), *sorted(e.packages.items())]
+    html.write(
+        path, TEMPLATE.read_text(), title=f"{', '.join(report.models())}: what is fastest here", words=WORDS,
+        sentences=summary.sentences(report), warnings=summary.warnings(report), machine=_machine(report),
+        parts=[part for part in parts if part["rows"]], failures=table.failures(report), command=report.command,
+        environment=found, width=plots.WIDTH, height=plots.HEIGHT, left=plots.LEFT, right=plots.RIGHT, top=plots.TOP,
+        bottom=plots.BOTTOM, shown=plots.SHOWN,
+    )  # fmt: skip
+
+
+def _machine(report: Report) -> str:
+    e = report.environment
+    return (f"{e.time.replace('T', ' ')[:16]} UTC on {e.cpu}, {e.cores} cores, {e.memory_bytes / 1e9:.0f} GB, "
+            f"{e.gpu or 'no GPU'}; {report.plan.rounds} interleaved rounds, {report.plan.processes} processes a row, "
+            f"{report.seconds / 60:.1f} min")  # fmt: skip
+
+
+def _part(report: Report, model: str, conditions: Conditions, anchor: str) -> dict[str, Any]:
+    """All about one model under one set of conditions."""
+    rows = table.ordered([row for row in report.of(model) if row.valid and row.cell.conditions == conditions])
+    named = [(f"{anchor}-{number}", _word(report, row), row) for number, row in enumerate(rows)]
+    sweep = None
+    if conditions == report.conditions(model)[0]:  # once a model: all batch sizes under its first other conditions
+        alike = [row for row in report.of(model) if row.valid and row.check is not None
+                 and row.cell.conditions._replace(batch=conditions.batch) == conditions]  # fmt: skip
+        sweep = plots.sweep(report, alike)
+    return {
+        "name": summary.named(report, model, conditions), "anchor": anchor, "note": table.title(report, model),
+        "columns": _columns(report), "rows": [_shown(report, one) for one in named],
+        "pareto": plots.pareto(report, named), "distributions": plots.distributions(report, named) if named else None,
+        "sweep": sweep,
+    }  # fmt: skip
+
+
+def _word(report: Report, row: Measurement) -> str:
+    verdict = judge(report, row)
+    return verdict.word if verdict else NONE
+
+
+def _columns(report: Report) -> list[tuple[str, bool]]:
+    """Heads, and whether numbers stand below; the verdict has its own form."""
+    return [(name.replace(">", ""), name.endswith(">")) for name in table.columns(report)[:-1]] + [("verdict", False)]
+
+
+def _shown(report: Report, named: Row) -> Shown:
+    anchor, word, row = named
+    subject, ratio = report.subject(row), report.speedup(row)
+    texts = table.cells(report, subject.model, row)[:-1]
+    values: Sequence[float | None] = [
+        row.median.value, row.percentile(0.9), ratio and ratio.value, ratio and ratio.low, subject.drop, subject.bytes,
+        row.peak_bytes, row.build_s, None,
+    ]  # fmt: skip
+    first = len(texts) - len(values)  # backend, variant, batch, and what was swept
+    heads = _columns(report)
+    cells = [(text, None) for text in texts[:first]]
+    cells += [(text, (-1.0 if value is None else float(value)) if heads[first + place][1] else None)
+              for place, (text, value) in enumerate(zip(texts[first:], values, strict=True))]  # fmt: skip
+    return Shown(anchor, word, cells, _details(report, row))
+
+
+def _details(report: Report, row: Measurement) -> list[str]:
+    """What there is to know about a row besides its numbers."""
+    subject, verdict, check = report.subject(row), judge(report, row), row.check
+    lines = [verdict.why if verdict else "nothing was computed"]
+    if row.shortfall:
+        lines.append(f"ran otherwise than recorded: {row.shortfall}")
+    if check is not None and check.cosine is not None:
+        lines.append(f"outputs: cosine {check.cosine:.5f}, largest error {check.max_abs_err:.3g}, top-1 agreement "
+                     f"{check.top1_agreement:.1f}% on {check.images} images")  # fmt: skip
+    if subject.drop_interval is not None:
+        low, high = subject.drop_interval
+        lines.append(f"top-1 drop {subject.drop:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}")
+    times = [f"{name} {value:.2f} s" for name, value in (("build", row.build_s), ("load", row.load_s),
+             ("first inference", row.first_s)) if value is not None]  # fmt: skip
+    lines.append(f"{'; '.join(times)}; {row.samples:,} samples in {len(row.rounds_s)} rounds")
+    if row.attested:
+        lines.append(", ".join(f"{name}: {value}" for name, value in row.attested.items()))
+    return [*lines, f"{subject.path}, sha256 {subject.sha256[:16]}…"]

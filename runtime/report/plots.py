@@ -1,0 +1,195 @@
+"""Points and ticks of a page's plots, in the units of their drawing. page.html draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime import stats
+from runtime.report.table import milliseconds
+from runtime.results import Measurement, Report
+from trainers.stats import Estimate
+
+WIDTH, HEIGHT = 760, 380
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 44  # margins
+SMALLEST, LARGEST = 5.0, 18.0  # radius of the smallest and the largest file
+ROW = 26  # height of one row of the distributions
+SHOWN = 240  # samples of a row that are drawn: order statistics, evenly spaced, the extremes among them
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values to drawing units; a `log` axis has ticks at 1, 2 and 5 times powers of ten."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        share = (self._scaled(value) - low) / ((high - low) or 1.0)
+        return round(self.start + share * (self.end - self.start), 2)
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(max(value, 1e-12)) if self.log else value
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Where they are, and what they say."""
+        return [(self(value), f"{value:g}") for value in (self._decades() if self.log else self._steps())]
+
+    def _decades(self) -> list[float]:
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        return [value for power in powers for factor in (1, 2, 5)
+                if self.low <= (value := round(factor * 10.0**power, 12)) <= self.high]  # fmt: skip
+
+    def _steps(self) -> list[float]:
+        rough = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+        first = math.ceil(self.low / step)
+        return [round(number * step, 12) for number in range(first, math.floor(self.high / step) + 1)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row in the plane of time and accuracy; `size` is the radius, whose square goes with the file's bytes."""
+
+    anchor: str
+    word: str  # its verdict
+    text: str  # what is said of it where the pointer rests
+    x: float
+    y: float
+    size: float
+    across: tuple[float, float]  # the 95% interval of the time
+    along: tuple[float, float] | None  # of the accuracy
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """Time against accuracy; `front` joins the rows that none beats in both."""
+
+    x: Axis
+    y: Axis
+    points: list[Point]
+    front: str
+
+
+def pareto(report: Report, named: Sequence[tuple[str, str, Measurement]]) -> Pareto | None:
+    """The rows (anchor, verdict, measurement) whose accuracy is known; None where there are fewer than two."""
+    known = [(anchor, word, row, drop) for anchor, word, row in named
+             if row.check is not None and (drop := report.drop(row)) is not None]  # fmt: skip
+    if len(known) < 2:
+        return None
+    medians = {anchor: _milliseconds(row.median) for anchor, _, row, _ in known}
+    spans = {anchor: report.subject(row).drop_interval for anchor, _, row, _ in known}
+    losses = [loss for anchor, _, _, drop in known for loss in (drop, *(spans[anchor] or ()))]
+    low, high = min(-0.5, *losses), max(0.5, *losses)
+    x = _log_axis([value for one in medians.values() for value in (one.low, one.high)], LEFT, WIDTH - RIGHT)
+    y = Axis(low - 0.1 * (high - low), high + 0.1 * (high - low), TOP, HEIGHT - BOTTOM)  # what loses less is above
+    largest = max(report.subject(row).bytes for _, _, row, _ in known)
+    points = []
+    for anchor, word, row, drop in known:
+        subject, span, one = report.subject(row), spans[anchor], medians[anchor]
+        points.append(Point(
+            anchor=anchor, word=word, x=x(one.value), y=y(drop),
+            size=round(max(SMALLEST, LARGEST * math.sqrt(subject.bytes / largest)), 1),
+            across=(x(one.low), x(one.high)), along=(y(span[0]), y(span[1])) if span else None,
+            text=f"{subject.name} in {row.cell.engine}: {milliseconds(row.median.value)} ms "
+                 f"[{one.low:.3g}, {one.high:.3g}], top-1 drop {drop:+.2f}, {subject.bytes / 1e6:.1f} MB, {word}",
+        ))  # fmt: skip
+    best = _front([(medians[anchor].value, drop) for anchor, _, _, drop in known])
+    return Pareto(x, y, sorted(points, key=lambda point: -point.size), " ".join(f"{x(a)},{y(b)}" for a, b in best))
+
+
+def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those that no other is at least as good as in both, by time."""
+    kept: list[tuple[float, float]] = []
+    for time, drop in sorted(points):
+        if not kept or drop < kept[-1][1]:
+            kept.append((time, drop))
+    return kept
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One row's samples on the common time axis: all of them (or SHOWN), their quartiles and median."""
+
+    anchor: str
+    word: str
+    name: str
+    y: float
+    samples: list[float]
+    quartiles: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Distributions:
+    x: Axis
+    strips: list[Strip]
+    height: int
+
+
+def distributions(report: Report, named: Sequence[tuple[str, str, Measurement]]) -> Distributions:
+    """Every row's raw samples, one under the other."""
+    pooled = {anchor: 1e3 * np.sort(stats.pooled(row.rounds_s)) for anchor, _, row in named}
+    height = TOP + ROW * len(pooled) + BOTTOM
+    # The slowest hundredth of a row may be ten times its median, and would press all others against the edge.
+    ends = [end for values in pooled.values() for end in (values[0], np.quantile(values, 0.99))]
+    x = _log_axis(ends, 300, WIDTH - RIGHT)
+    strips = []
+    for number, (anchor, word, row) in enumerate(named):
+        values = np.clip(pooled[anchor], x.low, x.high)
+        drawn = values[np.unique(np.linspace(0, len(values) - 1, min(SHOWN, len(values))).astype(int))]
+        first, middle, last = (x(float(value)) for value in np.quantile(values, (0.25, 0.5, 0.75)))
+        name = f"{report.subject(row).name.removeprefix(f'{report.subject(row).model}-')} in {row.cell.engine}"
+        strips.append(Strip(anchor, word, name, TOP + ROW * number + ROW / 2, [x(float(value)) for value in drawn],
+                            (first, middle, last)))  # fmt: skip
+    return Distributions(x, strips, height)
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    points: str
+    dots: list[tuple[float, float, str]]
+    color: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    x: Axis
+    y: Axis
+    lines: list[Line]
+
+
+def sweep(report: Report, rows: Sequence[Measurement]) -> Sweep | None:
+    """Time an image by batch size, a line an artifact and engine; None where there is one batch size."""
+    batches = sorted({row.cell.batch for row in rows})
+    if len(batches) < 2:
+        return None
+    times = [1e3 * row.median.value / row.cell.batch for row in rows]
+    x = Axis(batches[0] / 1.1, batches[-1] * 1.1, LEFT, WIDTH - RIGHT, log=True)
+    y = _log_axis(times, HEIGHT - BOTTOM, TOP)
+    lines = []
+    for color, name in enumerate(dict.fromkeys(f"{row.cell.artifact} in {row.cell.engine}" for row in rows)):
+        own = sorted((row for row in rows if f"{row.cell.artifact} in {row.cell.engine}" == name),
+                     key=lambda row: row.cell.batch)  # fmt: skip
+        dots = [(x(row.cell.batch), y(per_image := 1e3 * row.median.value / row.cell.batch),
+                 f"{name}, batch {row.cell.batch}: {per_image:.3g} ms an image") for row in own]  # fmt: skip
+        lines.append(Line(name, " ".join(f"{a},{b}" for a, b, _ in dots), dots, color % 6))
+    return Sweep(x, y, lines)
+
+
+def _milliseconds(seconds: Estimate) -> Estimate:
+    return Estimate(1e3 * seconds.value, 1e3 * seconds.low, 1e3 * seconds.high)
+
+
+def _log_axis(values: Sequence[float], start: float, end: float) -> Axis:
+    """A logarithmic axis that holds them all, with some room."""
+    return Axis(0.85 * min(values), 1.18 * max(values), start, end, log=True)
