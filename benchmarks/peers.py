@@ -42,7 +42,7 @@ from export.job import Job  # noqa: E402
 from runtime import backends, check, stats  # noqa: E402
 from runtime.bench import Bench  # noqa: E402
 from runtime.contender import Contender  # noqa: E402
-from runtime.plan import Plan  # noqa: E402
+from runtime.plan import PROCESSES, Plan  # noqa: E402
 from runtime.results import Measurement, Subject  # noqa: E402
 from runtime.targets import Target, resolve  # noqa: E402
 from runtime.tuning import best  # noqa: E402
@@ -81,7 +81,7 @@ class Entry:
 class Side:
     """One model: its file, its images, and everybody's forms of it."""
 
-    def __init__(self, model: str, job: Job, artifacts: Path, work: Path) -> None:
+    def __init__(self, model: str, job: Job, artifacts: Path, work: Path, own: Sequence[str]) -> None:
         self.model, self.job, self.work = model, job, work / model
         self.work.mkdir()
         self.best = best.Best.load(best.path(job.folder))
@@ -90,7 +90,7 @@ class Side:
         self.fp32 = self._plain("onnx")
         self.images = self.work / "images.npy"
         np.save(self.images, np.concatenate(list(calibration.stream(job.calibration[0]))))
-        self.entries = [self._ours(), *self._own()]
+        self.entries = [self._ours(), *(entry for entry in self._own() if entry.engine in own)]
 
     def _plain(self, kind: str) -> Target:
         for target in self._targets.values():
@@ -275,16 +275,21 @@ def main() -> int:
     parser = cli.Parser(prog="python benchmarks/peers.py", description=__doc__)
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
-    parser.add_argument("--tools", default=",".join(TOOLS), help=f"of {', '.join(TOOLS)}")
+    parser.add_argument("--tools", default=",".join(TOOLS), help=f"of {', '.join(TOOLS)}; or none")
+    parser.add_argument("--own", default=",".join(sum(OWN.values(), ())), metavar="A,B", help="engines without a tool")
+    parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds a row")
+    parser.add_argument("--processes", type=cli.positive, default=PROCESSES, help="that share a row's rounds")
     parser.add_argument("--images", type=cli.positive, default=1000, help="test images (default: 1000)")
     parser.add_argument("--batch", type=cli.positive, default=1)
     parser.add_argument("--limit", type=float, default=600.0, metavar="S", help="for installing or running one tool")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "peers-cpu.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "peers.md")
     arguments = parser.parse_args()
-    names = [cli.choose(name, TOOLS, "tool") for name in arguments.tools.split(",")]
+    typed = [] if arguments.tools == "none" else arguments.tools.split(",")
+    names = [cli.choose(name, TOOLS, "tool") for name in typed]
     threads = manifest.usable_threads()
-    plan = Plan(backends=("onnxruntime",), batches=(arguments.batch,), threads=(threads,), checked=16)
+    plan = Plan(backends=("onnxruntime",), batches=(arguments.batch,), threads=(threads,), checked=16,
+                seconds=arguments.seconds, processes=arguments.processes)  # fmt: skip
     with contextlib.ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         sides = [_side(model, arguments, work, stack) for model in arguments.models]
@@ -314,7 +319,7 @@ def _side(model: str, arguments: argparse.Namespace, work: Path, stack: contextl
     job, _ = options.opened(options.arguments_of(model, artifacts=arguments.artifacts), stack)
     if not best.path(job.folder).is_file():
         raise UserError(f"{best.path(job.folder)}: not there; make it with: python -m runtime tune {model}")
-    return Side(model, job, arguments.artifacts, work)
+    return Side(model, job, arguments.artifacts, work, arguments.own.split(","))
 
 
 if __name__ == "__main__":

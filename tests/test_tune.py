@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -27,7 +28,8 @@ from runtime.tuning.candidate import Candidate, Trace
 from trainers.manifest import gpu
 from trainers.stats import Estimate
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 BRIEF = ("--engines", "onnxruntime", "--images", 200, "--threads", 1, "--budget", "60s")
 
 
@@ -211,6 +213,28 @@ def test_mistakes_are_one_line(
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ours_beside_the_engines_themselves(
+    tuned: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """benchmarks/peers.py without tools, which would have to be installed."""
+    command = [sys.executable, "benchmarks/peers.py", "simplecnn", "--artifacts", str(tuned[0] / "artifacts"),
+               "--tools", "none", "--own", "eager,onnxruntime", "--images", "100", "--seconds", "0.2", "--processes", "1",
+               "--results",
+               str(tmp_path / "r.json"), "--page", str(tmp_path / "p.md")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "r.json").read_text())["models"]["simplecnn"]
+    rows = {(row["tool"], row.get("engine")): row for row in found["rows"]}
+    ours = next(row for (tool, _), row in rows.items() if tool == "ours")
+    eager = rows["PyTorch", "eager"]
+    assert found["ours_ms"] == ours["ms"]
+    assert found["best_peer_ms"] <= eager["ms"]
+    assert eager["ratio"] == pytest.approx(eager["ms"] / ours["ms"], rel=0.5)
+    assert rows["no tool, fp32", "onnxruntime"]["drop"] == 0
+    assert "times as fast" in (tmp_path / "p.md").read_text()
 
 
 def test_a_recommendation_reads_back_as_it_was(tmp_path: Path) -> None:

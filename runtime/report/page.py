@@ -91,7 +91,7 @@ def _shown(report: Report, named: Row) -> Shown:
     ]  # fmt: skip
     first = len(texts) - len(values)  # backend, variant, batch, and what was swept
     heads = _columns(report)
-    cells = [(text, None) for text in texts[:first]]
+    cells: list[tuple[str, float | None]] = [(text, None) for text in texts[:first]]
     cells += [(text, (-1.0 if value is None else float(value)) if heads[first + place][1] else None)
               for place, (text, value) in enumerate(zip(texts[first:], values, strict=True))]  # fmt: skip
     return Shown(anchor, word, cells, _details(report, row))
