@@ -221,9 +221,8 @@ def test_ours_beside_the_engines_themselves(
 ) -> None:
     """benchmarks/peers.py without tools, which would have to be installed."""
     command = [sys.executable, "benchmarks/peers.py", "simplecnn", "--artifacts", str(tuned[0] / "artifacts"),
-               "--tools", "none", "--own", "eager,onnxruntime", "--images", "100", "--seconds", "0.2", "--processes", "1",
-               "--results",
-               str(tmp_path / "r.json"), "--page", str(tmp_path / "p.md")]  # fmt: skip
+               "--tools", "none", "--own", "eager,onnxruntime", "--images", "100", "--seconds", "0.2",
+               "--processes", "1", "--results", str(tmp_path / "r.json"), "--page", str(tmp_path / "p.md")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "r.json").read_text())["models"]["simplecnn"]
