@@ -5,6 +5,7 @@
 - floor: what the timing loop adds to a step, by the null backend;
 - equal: an artifact beside itself in runs of `bench`: how often are the two called different?
 - planted: beside itself with 5% more work in every step: how often is it found?
+- order: a dozen equal workers, loaded one after the other: are the first ones slower than the last?
 - neighbour: alone, and beside stopped workers that hold their threads: does the neighbour show?
 - bare: against a plain loop over `session.run` in turns; and OpenVINO's own benchmark_app on the same file;
 - worker: seconds until a worker has loaded, and its peak memory against a minimal script's.
@@ -48,6 +49,7 @@ from trainers import cli, manifest  # noqa: E402
 
 PLANTED = 0.05
 PROCESSES = 9  # of each tool: where its memory happens to lie moves a process by some percent
+DOZEN = 12
 TOGETHER = 10  # comparisons in one run
 SERIES = 3
 SECONDS = {"ms": 1e-3, "us": 1e-6}  # as benchmark_app prints them
@@ -161,6 +163,20 @@ class Experiments:
                 "ratios": [round(ratio, 5) for _, ratio, _ in found],
                 "floors": [round(floor, 5) for _, _, floor in found[::TOGETHER]]}  # fmt: skip
 
+    def order(self) -> dict[str, Any]:
+        """By what the first third of the workers loaded is slower than the last third; three times, all loaded anew."""
+        found = []
+        for _ in range(SERIES):
+            workers = [self.contender() for _ in range(DOZEN)]
+            with loaded(*workers):
+                for _ in range(self.plan.rounds):
+                    for contender in random.sample(workers, DOZEN):
+                        contender.turn()
+            medians = [only(contender).median.value for contender in workers]
+            third = DOZEN // 3
+            found.append(statistics.mean(medians[:third]) / statistics.mean(medians[-third:]) - 1)
+        return {"workers": DOZEN, "slower": found}
+
     def neighbour(self) -> dict[str, Any]:
         """The same worker with and without four stopped workers beside it, in alternation."""
         one, others = self.contender(), [self.contender() for _ in range(4)]
@@ -240,6 +256,8 @@ def page(document: dict[str, Any]) -> str:
         "equal": lambda r: "called different: " + "; ".join(map(_called, r["series"])),
         "planted": lambda r: f"{r['series'][0]['slower']} of {r['series'][0]['comparisons']} found: {r['share']:.0%} "
                              f"more work on {r['milliseconds']:.1f} ms",
+        "order": lambda r: f"of {r['workers']} equal workers the third loaded first is slower than the last third by "
+                           + ", ".join(f"{share:+.1%}" for share in r["slower"]),
         "neighbour": lambda r: f"beside four stopped workers {_times(r)} as fast",
         "bare": lambda r: "; ".join(f"{name} takes {_times(one)} our time" for name, one in r.items()),
         "worker": lambda r: "; ".join(
@@ -258,7 +276,7 @@ def _times(ratio: dict[str, float]) -> str:
 
 
 def main() -> int:
-    names = ("floor", "equal", "planted", "neighbour", "bare", "worker")
+    names = ("floor", "equal", "planted", "order", "neighbour", "bare", "worker")
     parser = cli.Parser(prog="python benchmarks/measuring.py", description=__doc__)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--only", default=",".join(names), help=f"of {', '.join(names)}")
