@@ -86,8 +86,8 @@ def _shown(report: Report, named: Row) -> Shown:
     subject, ratio = report.subject(row), report.speedup(row)
     texts = table.cells(report, subject.model, row)[:-1]
     values: Sequence[float | None] = [
-        row.median.value, row.percentile(0.9), ratio and ratio.value, ratio and ratio.low, subject.drop, subject.bytes,
-        row.peak_bytes, row.build_s, None,
+        row.median.value, row.percentile(0.9), ratio.value if ratio else None, ratio.low if ratio else None,
+        subject.drop, subject.bytes, row.peak_bytes, row.build_s, None,
     ]  # fmt: skip
     first = len(texts) - len(values)  # backend, variant, batch, and what was swept
     heads = _columns(report)

@@ -163,7 +163,9 @@ class Search:
         others = [one for one in entered if one.name != plain.name]
         plan = self._plan(processes=1, twin=False, checked=FEW_CHECKED, **length)
         report = self._bench(plan, [plain, *others])
-        yardstick = next(row for row in report.measurements if row.cell.artifact == plain.artifact)
+        yardstick = _row(report, plain)
+        if not yardstick.valid:
+            raise CheckFailed(f"{plain.name}, which all others are compared with: {yardstick.error}")
         for one in entered:
             row = yardstick if one.name == plain.name else _row(report, one)
             noted = _noted(one, stage, report, row)
