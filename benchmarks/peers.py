@@ -43,7 +43,7 @@ from runtime import backends, check, stats  # noqa: E402
 from runtime.bench import Bench  # noqa: E402
 from runtime.contender import Contender  # noqa: E402
 from runtime.plan import PROCESSES, Plan  # noqa: E402
-from runtime.results import Measurement, Subject  # noqa: E402
+from runtime.results import Measurement, Subject, engine_name  # noqa: E402
 from runtime.targets import Target, resolve  # noqa: E402
 from runtime.tuning import best  # noqa: E402
 from trainers import cli, manifest  # noqa: E402
@@ -100,7 +100,7 @@ class Side:
         raise UserError(f"{self.model}: no fp32 file of kind {kind}; make it with: python -m export {self.model}")
 
     def _ours(self) -> Entry:
-        engine = " ".join([self.best.backend, *(f"{key}={value}" for key, value in self.best.options.items())])
+        engine = engine_name(self.best.backend, self.best.options)
         return Entry(tool=OURS, engine=engine, target=self._targets[self.best.artifact])
 
     def _own(self) -> Iterator[Entry]:

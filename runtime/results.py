@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import msgspec
@@ -63,8 +63,7 @@ class Cell(Struct, frozen=True, kw_only=True):
 
     @property
     def engine(self) -> str:
-        """The backend, with whatever options made it differ from its defaults."""
-        return " ".join([self.backend, *(f"{key}={value}" for key, value in sorted(self.options.items()))])
+        return engine_name(self.backend, self.options)
 
     @property
     def conditions(self) -> Conditions:
@@ -215,6 +214,11 @@ class Report(Record, frozen=True, kw_only=True):
         if subject.drop is None:  # without labels only what computes the same is known to be as accurate
             return 0.0 if subject.is_exact_fp32 else None
         return subject.drop
+
+
+def engine_name(backend: str, options: Mapping[str, str]) -> str:
+    """The backend, with whatever options made it differ from its defaults."""
+    return " ".join([backend, *(f"{key}={value}" for key, value in sorted(options.items()))])
 
 
 def find_baseline(rivals: Iterable[T], of: Callable[[T], tuple[Cell, Subject]]) -> T | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.results import Measurement, Report
+from runtime.results import Measurement, Report, engine_name
 from runtime.tuning.accuracy import Accuracy
 from trainers.manifest import Record, Struct
 from trainers.stats import Estimate
@@ -27,8 +27,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
 
     @property
     def engine(self) -> str:
-        """The backend, with whatever settings made it differ from its defaults."""
-        return " ".join([self.backend, *(f"{key}={value}" for key, value in sorted(self.options.items()))])
+        return engine_name(self.backend, self.options)
 
     @property
     def cost(self) -> float:

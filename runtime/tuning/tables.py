@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.report.table import milliseconds
+from runtime.results import engine_name
 from runtime.tuning.best import Best, pareto
 from runtime.tuning.candidate import Candidate
 from trainers.cli import megabytes
@@ -41,9 +42,9 @@ def rows(model: str, candidates: Sequence[Candidate]) -> list[tuple[str, ...]]:
 def recommendation(best: Best) -> str:
     """One sentence with its numbers and their intervals."""
     accuracy, question = best.accuracy, best.question
-    engine = " ".join([best.backend, *(f"{key}={value}" for key, value in sorted(best.options.items()))])
+    engine = engine_name(best.backend, best.options)
     faster = "" if best.faster is None else f", {_interval(best.faster, '.2f')} times as fast as {best.baseline}"
-    unit = "an image" if question.metric == "throughput" else f"at batch {question.batch}"
+    unit = f"at batch {question.batch}{', many in flight' if question.metric == 'throughput' else ''}"
     what = "top-1 drop" if accuracy.labelled else "images answered otherwise than by PyTorch:"
     low, high = accuracy.drop_interval
     images = f"{accuracy.images:,} {accuracy.split} images"
