@@ -50,7 +50,8 @@ def write(report: Report, path: Path) -> None:
 def _machine(report: Report) -> str:
     e = report.environment
     return (f"{e.time.replace('T', ' ')[:16]} UTC on {e.cpu}, {e.cores} cores, {e.memory_bytes / 1e9:.0f} GB, "
-            f"{e.gpu or 'no GPU'}; {report.plan.rounds} interleaved rounds, {report.plan.processes} processes a row, "
+            f"{e.gpu or 'no GPU'}; {report.plan.rounds} interleaved rounds, {report.plan.processes} process"
+            f"{'es' if report.plan.processes > 1 else ''} a row, "
             f"{report.seconds / 60:.1f} min")  # fmt: skip
 
 
