@@ -13,7 +13,7 @@ import msgspec
 
 from export import calibration, reference
 from export.activations import EXACT, has_gelu
-from export.artifact import Artifact, is_true
+from export.artifact import Artifact, Parity, is_true
 from export.choice import Choice
 from export.exporters import EXPORTERS, TORCH
 from export.precision import AUTO, PRECISIONS, methods
@@ -70,12 +70,10 @@ class Job:
         """The fp32 checkpoint that accuracy drops are counted from."""
         return origin(self.checkpoint, self.source)
 
-    @cached_property
-    def sufficient(self) -> tuple[str, ...]:
-        """Which images an artifact may have been judged on: those asked for, or more."""
-        every = reference.choose_images(self.data.splits["test"], self.checkpoint.preprocess, None)
-        asked = (self, self.within) if self.within else (self,)
-        return *(job.verification.key for job in asked), every.key
+    def suffices(self, judged: Parity) -> bool:
+        """Whether a verdict is on the images asked for, or on more of them: larger choices hold the smaller ones."""
+        of = reference.choose_images(self.data.splits["test"], self.checkpoint.preprocess, judged.images)
+        return judged.images >= len(self.verification.indices) and judged.verified_on == of.key
 
     @cached_property
     def brief(self) -> Job:
@@ -151,7 +149,7 @@ def _decided(job: Job, variant: Variant, asked: Calibration) -> Calibration | No
 
 
 def find_made(job: Job, variant: Variant) -> Artifact | None:
-    """The artifact on disk, if it is this variant of this checkpoint, judged on these images or on all, and undamaged.
+    """The artifact on disk, if it is this variant of this checkpoint, judged on these images or on more, and undamaged.
 
     Decided by records and hashes alone: no image is opened, no framework loaded.
     """
@@ -164,7 +162,7 @@ def find_made(job: Job, variant: Variant) -> Artifact | None:
     same = (
         record.variant == variant
         and _is_of_this_version(record)  # another one's recipes may differ
-        and record.parity.verified_on in job.sufficient
+        and job.suffices(record.parity)
         and (record.parity.accuracy is not None) == job.labelled
         and (variant not in job.choices or record.choice == job.choices[variant])
         and (not job.reproduce or record.reproduced is not None)

@@ -17,15 +17,17 @@ INFORMATIVE = 15.0  # percent: a checkpoint below it has little accuracy to lose
 
 def show(artifacts: Sequence[Artifact], *, stderr: bool = False) -> None:
     """Print one row an artifact; all are of one model, judged on the same images."""
-    cli.table(_title(_basis(artifacts)), COLUMNS, _rows(artifacts), stderr=stderr)
+    cli.table(title(artifacts), COLUMNS, rows(artifacts), stderr=stderr)
 
 
 def markdown(artifacts: Sequence[Artifact]) -> str:
     """The same as a Markdown table, under a line that says what it shows."""
-    return f"{_title(_basis(artifacts))}:\n\n{cli.markdown(COLUMNS, _rows(artifacts))}\n"
+    return f"{title(artifacts)}:\n\n{cli.markdown(COLUMNS, rows(artifacts))}\n"
 
 
-def _title(first: Artifact) -> str:
+def title(artifacts: Sequence[Artifact]) -> str:
+    """What they are compared with, and on which images."""
+    first = _basis(artifacts)
     parity = first.parity
     images = f"{parity.images} {parity.split} images"
     if parity.checkpoint_accuracy is None:
@@ -40,7 +42,7 @@ def _basis(artifacts: Sequence[Artifact]) -> Artifact:
     return max(artifacts, key=lambda one: one.parity.images)
 
 
-def _rows(artifacts: Sequence[Artifact]) -> list[tuple[str, ...]]:
+def rows(artifacts: Sequence[Artifact]) -> list[tuple[str, ...]]:
     """One row each; one that was judged on fewer images than the title names says so."""
     images = _basis(artifacts).parity.images
     return [_row(one, "" if one.parity.images == images else f" (on {one.parity.images} images)") for one in artifacts]

@@ -94,7 +94,7 @@ def test_nothing_is_loaded_from_elsewhere(report: Report, tmp_path: Path) -> Non
 
 def test_no_name_becomes_markup(report: Report, tmp_path: Path) -> None:
     plain = written(renamed(report, "model"), tmp_path)
-    assert plain.elements["script"] == 1
+    assert plain.elements["script"] == 2
     for name in HOSTILE:
         seen = written(renamed(report, name), tmp_path)
         assert seen.elements == plain.elements, name

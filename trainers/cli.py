@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
+from trainers import relay
 from trainers.manifest import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def run(command: Callable[[], int]) -> NoReturn:
     """Run a command's body and leave with its exit status; a UserError is one line on stderr and status 2."""
+    relay.descriptor()  # before any worker is started
     # A process manager's TERM is as orderly as Ctrl-C: temporary files go, records stay.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -128,7 +130,7 @@ def console(stderr: bool = False) -> Console:
 
     made = Console(stderr=stderr, highlight=False, soft_wrap=True)
     if not made.is_terminal:
-        made.width = 200
+        made.width = 400
     return made
 
 
@@ -145,9 +147,14 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
 @contextlib.contextmanager
 def progress() -> Iterator[Any]:
-    """A rich Progress on stderr: description, bar, count, elapsed and remaining time."""
+    """A rich Progress on stderr: description, bar, count, elapsed and remaining time; or a parent's display."""
     from rich import progress as bars
 
+    to = relay.descriptor()
+    if to is not None:
+        with relay.bars(to) as relayed:
+            yield relayed
+        return
     shown = console(stderr=True)
     columns = (
         bars.TextColumn("{task.description}"),

@@ -31,19 +31,43 @@ Prepared = tuple[PackRecord, Mapping[str, Split]]
 
 def prepare(data: str, request: Request, cache: Path, pack_limit: int | None, download: bool) -> Prepared:
     """The splits and the record that describes them; from the pack where there is one. Raises UserError."""
-    name = data.partition(":")[0]
-    if name not in sources.names():
-        name, path = "", _existing(data)
-        label = re.sub(r"[^A-Za-z0-9_-]+", "-", path.name.partition(".")[0])
-    elif sources.get(name).make is not None:
-        path, label = None, name
-    else:
-        path, label = _downloaded(data, cache, download), name
+    name, path = _located(data, cache, download)
     try:
-        folder = cache / PACKS / f"{label}-{_key(name, path, request)}"
+        folder = _folder(name, path, request, cache)
         return _packed(folder, pack_limit) or _read(name, path, request, folder, pack_limit)
     except OSError as error:
         raise UserError(f"{error.filename or cache}: {error.strerror}; make room or give --cache DIR") from None
+
+
+def counted(data: str, request: Request, cache: Path) -> dict[str, int]:
+    """How many images each split will have; of files by listing them: none is decoded, nothing is downloaded.
+
+    Raises UserError where that needs files that are not there.
+    """
+    name, path = _located(data, cache, allowed=False)
+    folder = _folder(name, path, request, cache)
+    record = pack.find(folder)
+    if record is not None:
+        return {name: split.count for name, split in record.splits.items()}
+    if path is None:
+        return {name: len(split) for name, split in prepare(data, request, cache, None, download=False)[1].items()}
+    with contextlib.ExitStack() as files:
+        raw, _ = _loaded(path, request, folder, files)
+        return {name: len(images.labels) for name, images in _complete(raw, request.seed).items()}
+
+
+def _folder(name: str, path: Path | None, request: Request, cache: Path) -> Path:
+    """Where the pack of these images is, or would be."""
+    label = name or re.sub(r"[^A-Za-z0-9_-]+", "-", path.name.partition(".")[0] if path else "")
+    return cache / PACKS / f"{label}-{_key(name, path, request)}"
+
+
+def _located(data: str, cache: Path, allowed: bool) -> tuple[str, Path | None]:
+    """The source that `data` names, empty for the user's own files, and where its files lie, if it has any."""
+    name = data.partition(":")[0]
+    if name not in sources.names():
+        return "", _existing(data)
+    return name, None if sources.get(name).make is not None else _downloaded(data, cache, allowed)
 
 
 def _existing(data: str) -> Path:

@@ -31,8 +31,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { border-bottom: 1px solid var(--faint); white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
-.sortable th { cursor: pointer; } .sortable th:hover { background: var(--hover); }
-.bar { background: linear-gradient(var(--share-of), var(--share-of)) no-repeat left / var(--share) 100%; }
+th button { all: unset; cursor: pointer; } th button:focus-visible { outline: 2px solid var(--ink); }
+.sortable th:hover { background: var(--hover); }
+.bar { min-width: 5rem;
+       background: linear-gradient(var(--share-of), var(--share-of)) no-repeat left / var(--share) 100%; }
 img { max-width: 100%; }
 code { font-family: ui-monospace, monospace; font-size: .92em; overflow-wrap: anywhere; }
 .note { color: var(--faint); }
@@ -41,6 +43,20 @@ code { font-family: ui-monospace, monospace; font-size: .92em; overflow-wrap: an
 </head>
 <body>
 {% block body %}{% endblock %}
+<script>
+for (const button of document.querySelectorAll(".sortable th button")) button.onclick = () => {
+  const head = button.closest("th"), body = head.closest("table").tBodies[0], place = head.cellIndex;
+  const key = row => { const cell = row.cells[place], value = cell.dataset.value;
+                       return value === undefined ? cell.textContent : Number(value); };
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const order = (a, b) => typeof a === "string" || typeof b === "string"
+    ? String(a).localeCompare(String(b), undefined, {numeric: true}) : a - b;
+  const rows = [...body.rows].sort((a, b) => order(key(a), key(b)));
+  body.append(...(up ? rows : rows.reverse()));
+};
+</script>
 </body>
 </html>
 """
@@ -54,8 +70,9 @@ OPS = """\
 {% for title, first, rows in tables %}
 <h2>{{ title }}</h2>
 <table class="sortable">
-<thead><tr>{% for name in first %}<th>{{ name }}</th>{% endfor %}
-{% for name in names %}<th class="number">{{ name }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for name in first %}<th scope="col"><button type="button">{{ name }}</button></th>{% endfor %}
+{% for name in names %}<th scope="col" class="number"><button type="button">{{ name }}</button></th>{% endfor %}
+</tr></thead>
 <tbody>
 {% for texts, numbers in rows %}<tr>{% for text in texts %}<td><code>{{ text }}</code></td>{% endfor %}
 {% for value, text, share in numbers %}<td class="number bar" data-value="{{ value }}"
@@ -64,17 +81,6 @@ OPS = """\
 </table>
 {% endfor %}
 <p class="note">A column is sorted by a click on its head. Bars are shares of the whole.</p>
-<script>
-for (const head of document.querySelectorAll(".sortable th")) head.onclick = () => {
-  const body = head.closest("table").tBodies[0], place = head.cellIndex;
-  const key = row => { const cell = row.cells[place], value = cell.dataset.value;
-                       return value === undefined ? cell.textContent : Number(value); };
-  const down = head.dataset.down = head.dataset.down === "1" ? "0" : "1";
-  const order = (a, b) => typeof a === "string" ? a.localeCompare(b, undefined, {numeric: true}) : b - a;
-  const rows = [...body.rows].sort((a, b) => order(key(a), key(b)));
-  body.append(...(down === "1" ? rows : rows.reverse()));
-};
-</script>
 {% endblock %}
 """
 

@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     from trainers.cli import progress
 
     environment = manifest.environment()
-    plan = _plan(arguments, environment)
+    plan = plan_of(arguments, environment)
     found, stale = targets.resolve(arguments.targets, arguments.artifacts, memory_limit(environment, plan.device))
     found, left_out = quick.choose(found, plan) if arguments.quick else (found, [])
     unfinished = arguments.artifacts / saved.FOLDER / f"unfinished-{plan.key(t.subject.sha256 for t in found)}.json"
@@ -142,7 +142,7 @@ def _known(unfinished: Path, resume: bool) -> Report | None:
     return known
 
 
-def _plan(arguments: argparse.Namespace, environment: Environment) -> Plan:
+def plan_of(arguments: argparse.Namespace, environment: Environment) -> Plan:
     """The flags as a Plan. Raises UserError on a backend, option, thread count or device that cannot be."""
     from runtime import backends, quick
     from runtime.bench import check_options, memory_limit

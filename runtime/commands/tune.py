@@ -56,7 +56,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", metavar="A,B", help="default: all that run here but aoti, which compiles long")
     parser.add_argument("--images", type=_count, default=1000, metavar="N|all",
                         help="validation images that accuracy is judged on (default: 1000)")  # fmt: skip
-    parser.add_argument("--budget", type=_duration, default=900.0, metavar="15m",
+    parser.add_argument("--budget", type=duration, default=900.0, metavar="15m",
                         help="after this much no more is tried; what is known is confirmed (default: 15m)")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on with the same search, interrupted before")
     parser.add_argument("--bundle", type=Path, metavar="DIR",
@@ -159,7 +159,7 @@ def _bundle(folder: Path, found: Best, home: Path) -> list[str]:
     return bundle.write(folder, found, home)
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
     """argparse type: 90s, 15m, 1h, or seconds."""
     matched = re.fullmatch(r"([\d.]+)([smh]?)", text)
     if matched is None or float(matched[1]) <= 0:
@@ -178,4 +178,4 @@ def _count(text: str) -> int | None:
     return None if text == "all" else cli.positive(text)
 
 
-_duration.__name__, _above_zero.__name__, _count.__name__ = "time", "number", "count"
+duration.__name__, _above_zero.__name__, _count.__name__ = "time", "number", "count"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from export.inspect import html
-from runtime.report import plots, summary, table
+from runtime.report import background, plots, summary, table
+from runtime.report.background import Section
 from runtime.results import Conditions, Measurement, Report
 from runtime.verdict import BASELINE, DROP, INCONCLUSIVE, KEEP, SAME, judge
 
@@ -29,8 +30,8 @@ class Shown:
     details: list[str]
 
 
-def write(report: Report, path: Path) -> None:
-    """Write the page. Names of models, files and classes are shown as they are, and never as markup."""
+def write(report: Report, path: Path, since: Section | None = None) -> None:
+    """Write the page, with what changed `since` another report. Names are shown as they are, and never as markup."""
     parts = [
         _part(report, model, conditions, f"part-{number}-{index}")
         for number, model in enumerate(report.models())
@@ -43,7 +44,8 @@ def write(report: Report, path: Path) -> None:
         sentences=summary.sentences(report), warnings=summary.warnings(report), machine=_machine(report),
         parts=[part for part in parts if part["rows"]], failures=table.failures(report), command=report.command,
         environment=found, width=plots.WIDTH, height=plots.HEIGHT, left=plots.LEFT, right=plots.RIGHT, top=plots.TOP,
-        bottom=plots.BOTTOM, shown=plots.SHOWN,
+        bottom=plots.BOTTOM, shown=plots.SHOWN, since=since,
+        disturbed=bool(report.disturbances),
     )  # fmt: skip
 
 
@@ -60,7 +62,8 @@ def _part(report: Report, model: str, conditions: Conditions, anchor: str) -> di
     rows = table.ordered([row for row in report.of(model) if row.valid and row.cell.conditions == conditions])
     named = [(f"{anchor}-{number}", _word(report, row), row) for number, row in enumerate(rows)]
     sweep = None
-    if conditions == report.conditions(model)[0]:  # once a model: all batch sizes under its first other conditions
+    first = conditions == report.conditions(model)[0]
+    if first:  # once a model: all batch sizes under its first other conditions
         alike = [row for row in report.of(model) if row.valid and row.check is not None
                  and row.cell.conditions._replace(batch=conditions.batch) == conditions]  # fmt: skip
         sweep = plots.sweep(report, alike)
@@ -68,7 +71,7 @@ def _part(report: Report, model: str, conditions: Conditions, anchor: str) -> di
         "name": summary.named(report, model, conditions), "anchor": anchor, "note": table.title(report, model),
         "columns": _columns(report), "rows": [_shown(report, one) for one in named],
         "pareto": plots.pareto(report, named), "distributions": plots.distributions(report, named) if named else None,
-        "sweep": sweep,
+        "sweep": sweep, "sections": background.sections(report, model) if first else [],
     }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""The whole line, from data to a report: what `python -m runtime run` is made of."""

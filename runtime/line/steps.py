@@ -1,0 +1,147 @@
+"""Which steps a wish takes: the commands of the three stages, and what of them is done already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime import saved
+from runtime.identity import identity
+from runtime.line import estimate
+from runtime.line.step import Step
+from runtime.line.wish import Wish
+from runtime.plan import Plan
+from runtime.results import Report
+from trainers import data as sources
+from trainers import external, models
+from trainers.checkpoint import NAME, Checkpoint, folder_name
+from trainers.cli import Parser, choose
+from trainers.manifest import Environment, UserError
+
+if TYPE_CHECKING:
+    from runtime.tuning.best import Best
+
+
+def steps(wish: Wish, environment: Environment) -> list[Step]:
+    """All of them in order, each with its reason where nothing is left to do.
+
+    Raises UserError on an unknown model, or one that was trained on other data than is asked for.
+    """
+    made: list[Step] = []
+    for model in wish.models:
+        made += [*_train(model, wish), _export(model, wish), *([_tune(model, wish, environment)] if wish.tune else [])]
+    made.append(_bench(wish, environment, fresh=any(step.command for step in made)))
+    report = ("runtime", "report", "--html", str(wish.page), *wish.place)
+    return [*made, Step(stage="report", models=(), command=report, seconds=estimate.REPORT_S)]
+
+
+def checkpoint_of(model: str, wish: Wish) -> Checkpoint | None:
+    """The model's checkpoint, if it has one."""
+    path = wish.artifacts / folder_name(model) / f"{NAME}.json"
+    return Checkpoint.load(path) if path.is_file() else None
+
+
+def _train(model: str, wish: Wish) -> list[Step]:
+    """Nothing for a model of the user's own without data: export takes its published or random weights."""
+    found = checkpoint_of(model, wish)
+    if found is not None:
+        return [Step(stage="train", models=(model,), note=_described(model, found, wish))]
+    if ":" in model and wish.data is None:
+        return []
+    if ":" not in model:
+        choose(model, models.names(), "model")
+    else:
+        external.allow(model)
+    command = ["trainers", model, "--resume", *wish.place]
+    for flag, value, usual in (("--data", wish.data, None), ("--recipe", wish.recipe, "default"),
+                               ("--device", wish.device, "auto"), ("--cache", wish.cache, None)):  # fmt: skip
+        command += [] if value == usual else [flag, str(value)]
+    return [Step(stage="train", models=(model,), command=tuple(command), seconds=estimate.training(model, wish))]
+
+
+def _described(model: str, found: Checkpoint, wish: Wish) -> str:
+    """The checkpoint in words. Raises UserError where it was trained on other data than the wish names."""
+    named = wish.data.partition(":")[0] if wish.data else None
+    if wish.data is not None and found.provenance == "trained":
+        same = (found.data.name == named and found.data.path is None if named in sources.names()
+                else found.data.path == str(Path(wish.data).expanduser().resolve()))  # fmt: skip
+        if not same:
+            raise UserError(
+                f"{wish.artifacts / folder_name(model)} was trained on {found.data.path or found.data.name}; leave "
+                f"--data out, or train it anew with: python -m trainers {model} --data {wish.data}"
+            )
+    top1 = f", top-1 {found.metrics.top1:.2f}%" if found.metrics else ""
+    return f"checkpoint {found.weights.sha256[:8]} on {found.data.name}{top1}"
+
+
+def _export(model: str, wish: Wish) -> Step:
+    """The forms that `--quantize` makes, and whether they are all there."""
+    command = ("export", model, "--quantize", *wish.place, *(("--cache", str(wish.cache)) if wish.cache else ()))
+    if checkpoint_of(model, wish) is None:
+        seconds = estimate.exporting(model, wish)
+        return Step(stage="export", models=(model,), command=command, seconds=seconds)
+    missing, there, seconds = estimate.forms(command[1:])
+    if missing == 0:
+        return Step(stage="export", models=(model,), note=f"{there} artifacts, each still what its record says")
+    return Step(stage="export", models=(model,), command=command, seconds=seconds)
+
+
+def _tune(model: str, wish: Wish, environment: Environment) -> Step:
+    from runtime.tuning import best
+
+    folder = wish.artifacts / folder_name(model)
+    found = best.Best.find(best.path(folder))
+    if found is not None and not wish.again and _still_best(found, folder, wish, environment):
+        return Step(stage="tune", models=(model,), note=f"{found.artifact} in {found.backend}")
+    command = ["runtime", "tune", model, "--resume", "--max-drop", f"{wish.max_drop:g}", "--budget",
+               f"{wish.budget_s:g}s", *wish.place]  # fmt: skip
+    command += [] if wish.device == "auto" else ["--device", wish.device]
+    return Step(stage="tune", models=(model,), command=tuple(command), seconds=wish.budget_s)
+
+
+def _still_best(found: Best, folder: Path, wish: Wish, environment: Environment) -> bool:
+    """Whether a recommendation answers the same question of the same weights, on the same machine and packages."""
+    from export.artifact import Artifact, current_sha, is_true
+
+    record = Artifact.find((folder / found.file.path).with_suffix(".json"))
+    return (
+        record is not None and record.parents[0].sha256 == current_sha(folder)
+        and is_true(folder / found.file.path, found.file)
+        and (found.question.max_drop, found.question.metric) == (wish.max_drop, "latency")
+        and identity(found.environment) == identity(environment)
+        and found.environment.packages == environment.packages
+    )  # fmt: skip
+
+
+def _bench(wish: Wish, environment: Environment, *, fresh: bool) -> Step:
+    """One run for all models; nothing to do where the newest report is of the same files by the same plan."""
+    command = ["runtime", "bench", *wish.models, "--resume", "--max-drop", f"{wish.max_drop:g}", *wish.place]
+    command += ["--quick"] if wish.quick else []
+    command += [] if wish.device == "auto" else ["--device", wish.device]
+    plan, quick = _plan(command[2:], environment)
+    if not (fresh or wish.again):
+        latest = next(iter(saved.newest_first(wish.artifacts / saved.FOLDER)), None)
+        known = Report.find(latest) if latest else None
+        if known is not None and _is_of(known, plan, wish, environment, quick):
+            return Step(stage="bench", models=(), note=f"{latest}, of these very files")
+    return Step(stage="bench", models=wish.models, command=tuple(command), seconds=estimate.benching(wish, plan))
+
+
+def _plan(words: list[str], environment: Environment) -> tuple[Plan, bool]:
+    """What these words of a command line make `bench` do."""
+    from runtime.commands import bench
+
+    parser = Parser()
+    bench.flags(parser)
+    arguments = parser.parse_args(words)
+    return bench.plan_of(arguments, environment), arguments.quick
+
+
+def _is_of(known: Report, plan: Plan, wish: Wish, environment: Environment, quick: bool) -> bool:
+    from runtime import quick as choosing
+    from runtime import targets
+
+    found, _ = targets.resolve(wish.models, wish.artifacts, None)
+    chosen = choosing.choose(found, plan)[0] if quick else found
+    same = known.plan.key(subject.sha256 for subject in known.subjects) == plan.key(t.subject.sha256 for t in chosen)
+    return same and known.complete and identity(known.environment) == identity(environment)

@@ -1,0 +1,237 @@
+"""What stands behind a report's rows: sections for its page, read from the files and records that lie beside them.
+
+A report that was carried to another machine has none: its artifacts are not there.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from export.artifact import Artifact, is_true
+from export.costs import Costs
+from runtime.check import home
+from runtime.compare import Comparison
+from runtime.report import comparison
+from runtime.report.profile import NAME
+from runtime.results import Measurement, Report, Subject
+from trainers.manifest import UserError
+
+LAYERS = 15  # of a profile, the longest
+PROFILES = 3  # of a model, the newest
+
+Cell = tuple[str, float | None, float | None]  # its text, what it is sorted by, and its bar's length from 0 to 1
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with bars. A column marked with `>` holds numbers."""
+
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: list[list[Cell]]
+
+
+def sections(report: Report, model: str) -> list[Section]:
+    """All that is known of a model."""
+    known = Known(report, model)
+    return [
+        *_accuracy(known),
+        *_exporters(known),
+        *_operators(known),
+        *_profiles(known),
+        *_changes(known),
+        *_ladder(known),
+    ]
+
+
+def changes(found: Comparison, old: str) -> Section:
+    """What became of each row since another report."""
+    columns = tuple(comparison.COLUMNS)
+    rows = [_texts(comparison.cells(change), columns) for change in found.changes]
+    note = "; ".join([comparison.summary(found), *found.warnings])
+    return Section(f"What changed since {old}", note, ("model", *columns), [
+        [(change.model, None, None), *row] for change, row in zip(found.changes, rows, strict=True)
+    ])  # fmt: skip
+
+
+class Known:
+    """A model's artifacts that are still on disk as they were measured."""
+
+    def __init__(self, report: Report, model: str) -> None:
+        self.report, self.model = report, model
+        self.subjects = [subject for subject in report.subjects if subject.model == model and subject.variant]
+
+    @cached_property
+    def records(self) -> dict[str, Artifact]:
+        """By subject, in the report's order."""
+        found = {one.name: _record(one) for one in self.subjects}
+        return {name: record for name, record in found.items() if record is not None}
+
+    @cached_property
+    def folder(self) -> Path | None:
+        return next((home(Path(one.path)) for one in self.subjects if one.name in self.records), None)
+
+    def path(self, record: Artifact) -> Path:
+        """Its file, where that is what the record says."""
+        return next(Path(one.path) for one in self.subjects if one.sha256 == record.file.sha256)
+
+    @cached_property
+    def graphs(self) -> list[Path]:
+        """ONNX files whose bytes are those that were measured, the fastest first."""
+        rows = sorted((row for row in self.report.of(self.model) if self.report.verified(row)), key=_seconds)
+        named = [record for row in rows if (record := self.records.get(row.cell.artifact)) and record.kind == "onnx"]
+        paths = [self.path(record) for record in named if is_true(self.path(record), record.file)]
+        return list(dict.fromkeys(paths))
+
+    @cached_property
+    def plain(self) -> Path | None:
+        """The fp32 file as it was exported."""
+        fp32 = [one for one in self.subjects if one.is_exact_fp32 and one.variant and not one.variant.rewrites]
+        return next((path for path in self.graphs if str(path) in {one.path for one in fp32}), None)
+
+
+def _seconds(row: Measurement) -> float:
+    return row.median.value
+
+
+def _record(subject: Subject) -> Artifact | None:
+    record = Artifact.find(Path(subject.path).with_suffix(".json"))
+    return record if record is not None and record.file.sha256 == subject.sha256 else None
+
+
+def _accuracy(known: Known) -> Iterator[Section]:
+    """Each artifact against the checkpoint on the same images, and what it was calibrated on."""
+    from export import tables
+
+    records = list(known.records.values())
+    if not records:
+        return
+    columns = (*tables.COLUMNS[:1], "calibrated on", *tables.COLUMNS[1:])
+    rows = [
+        _texts([name, _calibrated(record), *rest], columns)
+        for record, (name, *rest) in zip(records, tables.rows(records), strict=True)
+    ]
+    yield Section("Accuracy and parity", tables.title(records), columns, rows)
+
+
+def _calibrated(record: Artifact) -> str:
+    how = record.variant.calibration
+    return f"{how.images} images of {how.source}, {how.method}" if how else ""
+
+
+def _exporters(known: Known) -> Iterator[Section]:
+    from export import choice
+
+    made = next((record.choice for record in known.records.values() if record.choice), None)
+    if made is not None:
+        title, columns, rows = choice.as_table(made)
+        yield Section("Exporters compared", title, columns, [_texts(row, columns) for row in rows])
+
+
+def _operators(known: Known) -> Iterator[Section]:
+    """What the fastest ONNX file computes, by operator."""
+    from export.inspect.charts import heading, measures
+    from export.inspect.inventory import take
+
+    if not known.graphs:
+        return
+    inventory = take(known.graphs[0], None)
+    columns = measures(inventory)
+    rows: list[list[Cell]] = [
+        [(row.operator, None, None), (row.precision, None, None), (str(row.nodes), row.nodes, None)]
+        + [(one.text(value := one.value(row)), value or 0.0, (value or 0.0) / (one.whole or 1.0)) for one in columns]
+        for row in inventory.by_operator
+    ]
+    names = ("operator", "precision", "nodes>", *(f"{one.title}>" for one in columns))
+    yield Section(
+        "Operators of the fastest ONNX file", "; ".join([heading(inventory), *inventory.notes()]), names, rows
+    )
+
+
+def _profiles(known: Known) -> Iterator[Section]:
+    """The longest layers of the newest profiles, beside what this machine could do at best."""
+    if known.folder is None:
+        return
+    paths = sorted((known.folder / "profile").glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    hashes = {record.file.sha256: name for name, record in known.records.items()}
+    shown = 0
+    for path in paths:
+        try:
+            costs = Costs.load(path)
+        except UserError:  # a trace, or a file of somebody else's
+            continue
+        table = path.with_suffix(".csv")
+        if costs.sha256 in hashes and table.is_file() and shown < PROFILES:
+            shown += 1
+            yield _profile(hashes[costs.sha256], costs, table)
+
+
+def _profile(name: str, costs: Costs, table: Path) -> Section:
+    with table.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    lines.sort(key=lambda line: -float(line["seconds"]))
+    whole = sum(float(line["seconds"]) for line in lines) or 1.0
+    rows: list[list[Cell]] = []
+    for line in lines[:LAYERS]:
+        seconds, reached = float(line["seconds"]), float(line["of_roof"]) if line["of_roof"] else None
+        rows.append([
+            (line["layer"] if len(line["layer"]) <= NAME else f"{line['layer'][: NAME - 1]}…", None, None),
+            (line["operator"], None, None), (line["precision"], None, None),
+            (f"{1e3 * seconds:.3g}", seconds, seconds / whole), (f"{seconds / whole:.1%}", seconds, None),
+            ("-" if reached is None else f"{reached:.0%}", reached or 0.0, min(reached or 0.0, 1.0)),
+        ])  # fmt: skip
+    threads = f"{costs.threads} thread{'s' * (costs.threads > 1)}"
+    note = (f"{name} in {costs.engine} on {costs.device}, {threads}, batch {costs.batch}: {1e3 * whole:.3g} ms in "
+            f"{len(lines)} layers, of which the longest {len(rows)}; of roof: 100% is as fast as this machine's "
+            "arithmetic and memory allow")  # fmt: skip
+    columns = ("layer", "operator", "precision", "ms>", "share>", "of roof>")
+    return Section(f"Layers of {name} in {costs.engine}", note, columns, rows)
+
+
+def _changes(known: Known) -> Iterator[Section]:
+    """From the fp32 file to the fastest one."""
+    from export.inspect.graphdiff import compare
+
+    if known.plain is None or known.graphs[0] == known.plain:
+        return
+    found = compare(known.plain, known.graphs[0])
+    rows = [*found.summary(), *((status, f"{count} {operator}") for (status, operator), count in
+            found.counts().most_common() if status != "same")]  # fmt: skip
+    command = f"python -m export.diff {known.plain.stem} {known.graphs[0].stem} --html FILE"
+    yield Section("From the fp32 file to the fastest ONNX file", f"Operation by operator: {command}",
+                  ("subject", "what changed"), [_texts(row, ("", "")) for row in rows])  # fmt: skip
+
+
+def _ladder(known: Known) -> Iterator[Section]:
+    """The newest measurement of ways to train this model."""
+    from trainers.measure import tables
+    from trainers.measure.results import Ladder
+
+    paths = sorted((known.folder / "ladder").glob("*.json")) if known.folder else []
+    if not paths:
+        return
+    ladder = Ladder.load(paths[-1])
+    most = max((result.pace.value for result in ladder.results if result.pace), default=1.0)
+    rows = [_texts(row, tables.LADDER) for row in tables.ladder_rows(ladder)]
+    for row, result in zip(rows, ladder.results, strict=True):
+        pace = result.pace.value if result.pace and result.valid else 0.0
+        row[2] = (row[2][0], pace, pace / most)
+    yield Section("Training: the optimisation ladder", f"{ladder.model} on {ladder.data.name}, {ladder.device}, "
+                  f"{ladder.rounds} interleaved rounds", tuple(tables.LADDER), rows)  # fmt: skip
+
+
+def _texts(cells: Sequence[str], columns: Sequence[str]) -> list[Cell]:
+    """Cells without bars; those of numbers are sorted by the number that their text begins with."""
+    return [(text, _number(text) if ">" in column else None, None) for text, column in zip(cells, columns, strict=True)]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text.replace(",", "").split()[0].rstrip("%"))
+    except (ValueError, IndexError):
+        return -1.0

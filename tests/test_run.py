@@ -1,0 +1,155 @@
+"""The whole line as one command: its plan, what it uses again, what it does after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from checkpoints import random_checkpoint
+from commands import expect_refusal, run, succeed
+
+from runtime.line import driver
+from runtime.line.display import FAILED
+from runtime.line.step import Step
+
+ENDS_S = 120  # a killed run's command has ended by then
+
+
+class Recorder:
+    """A Display that remembers."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, float, float | None]] = []
+        self.ends: dict[int, tuple[str, str]] = {}
+
+    def begin(self, number: int) -> None:
+        self.number = number
+
+    def update(self, number: int, what: str, done: float, total: float | None) -> None:
+        self.said.append((what, done, total))
+
+    def end(self, number: int, state: str, line: str) -> None:
+        self.ends[number] = state, line
+
+
+@pytest.mark.slow
+def test_a_plan_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "artifacts"
+    done = succeed("runtime", "run", "simplecnn", "resnet18", "--tune", "--budget", "1m", "--dry-run",
+                   "--artifacts", folder)  # fmt: skip
+    assert not folder.exists()
+    titles = [line.split("  ")[0].strip() for line in done.stdout.splitlines()[4:]]
+    assert [title for title in titles if title] == [
+        "train simplecnn", "export simplecnn", "tune simplecnn", "train resnet18", "export resnet18", "tune resnet18",
+        "bench simplecnn resnet18", "report",
+    ]  # fmt: skip
+    assert f"python -m runtime tune simplecnn --resume --max-drop 1 --budget 60s --artifacts {folder}" in done.stdout
+
+
+def test_what_cannot_be_is_refused_before_any_work(tmp_path: Path) -> None:
+    random_checkpoint(tmp_path, "simplecnn")
+    place = ("--artifacts", tmp_path)
+    expect_refusal("runtime", "run", "simplecnnn", *place, says="did you mean simplecnn?")
+    expect_refusal("runtime", "run", "nets.onnx", *place, says="python -m runtime tune nets.onnx")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_other_data_is_not_taken_for_the_one_asked_for(tmp_path: Path) -> None:
+    succeed("trainers", "simplecnn", "--steps", 2, "--artifacts", tmp_path)
+    expect_refusal("runtime", "run", "simplecnn", "--data", tmp_path, "--artifacts", tmp_path,
+                   says="was trained on synthetic; leave --data out")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_line_goes_on_after_a_kill_and_repeats_nothing(tmp_path: Path) -> None:
+    command = ("runtime", "run", "simplecnn", "--quick", "--artifacts", tmp_path, "--device", "cpu")
+    killed = subprocess.Popen(
+        [sys.executable, "-m", *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert killed.stderr is not None
+    first = next(line for line in killed.stderr if "train simplecnn:" in line)
+    assert "python -m trainers simplecnn --resume" in first
+    time.sleep(6)
+    killed.kill()
+    killed.wait()
+    killed.stderr.close()
+    _wait_until_alone(tmp_path)
+
+    done = succeed(*command)
+    assert f"OK: 4 steps; see {tmp_path / 'reports' / 'report.html'}" == done.stdout.splitlines()[-1]
+    assert "fastest verified variant within 1 point of accuracy" in done.stdout
+    assert (tmp_path / "reports" / "report.html").stat().st_size > 10_000
+    trained = (tmp_path / "simplecnn" / "checkpoint.safetensors").stat().st_mtime_ns
+
+    planned = succeed(*command, "--dry-run").stdout
+    assert planned.count("reused: ") == 3, planned
+    again = json.loads(succeed(*command, "--json").stdout)
+    assert [step["step"] for step in again["steps"] if step["command"]] == ["report"]
+    assert (tmp_path / "simplecnn" / "checkpoint.safetensors").stat().st_mtime_ns == trained
+    (damaged,) = (tmp_path / "simplecnn").glob("*-fp32.onnx")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    planned = succeed(*command, "--dry-run").stdout
+    assert planned.count("reused: ") == 1, "a damaged file is made again, and measured again"
+
+
+def _wait_until_alone(folder: Path) -> None:
+    """Until the commands that a killed run has started have ended by themselves."""
+    until = time.monotonic() + ENDS_S
+    while time.monotonic() < until:
+        if str(folder) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout:
+            return
+        time.sleep(0.5)
+    pytest.fail("a command outlived the run that had started it")
+
+
+@pytest.mark.slow
+def test_a_failed_check_is_noted_and_the_line_goes_on(tmp_path: Path) -> None:
+    random_checkpoint(tmp_path / "good", "simplecnn")
+    random_checkpoint(tmp_path / "bad", "simplecnn")
+    weights = tmp_path / "bad" / "simplecnn" / "checkpoint.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    steps = [
+        Step(stage="check", models=(), command=("export.check", str(tmp_path / "bad"))),
+        Step(stage="train", models=("simplecnn",), note="there"),
+        Step(stage="train", models=("simplecnn",),
+             command=("trainers", "simplecnn", "--steps", "2", "--artifacts", str(tmp_path / "good"))),
+    ]  # fmt: skip
+    seen = Recorder()
+    problems = driver.drive(steps, tmp_path / "logs" / "run.log", seen)
+    assert len(problems) == 1
+    assert seen.ends[0][0] == FAILED
+    assert [seen.ends[number][0] for number in (1, 2)] == ["done", "done"]
+    assert any(what.startswith("test") for what, _, _ in seen.said), "the command's progress has come through"
+    assert "$ python -m trainers simplecnn" in (tmp_path / "logs" / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_on_a_terminal_there_is_one_live_display_and_ctrl_c_ends_the_command(tmp_path: Path) -> None:
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "runtime", "run", "simplecnn", "--quick", "--artifacts", str(tmp_path)]
+    started = subprocess.Popen(command, stdout=child, stderr=child, stdin=child,
+                               env={**os.environ, "COLUMNS": "120", "TERM": "xterm"})  # fmt: skip
+    os.close(child)
+    shown = ""
+    while "epoch 1" not in shown:
+        shown += os.read(parent, 4096).decode(errors="replace")
+    started.send_signal(signal.SIGINT)
+    while True:
+        try:
+            shown += os.read(parent, 4096).decode(errors="replace")
+        except OSError:  # the terminal's other side is closed
+            break
+    os.close(parent)
+    assert started.wait(ENDS_S) == 130
+    assert "▶ train simplecnn" in shown
+    assert "the same command goes on from here" in shown
+    _wait_until_alone(tmp_path)
+    assert list((tmp_path / "simplecnn").glob("state-*")), "the interrupted training has saved its state"
+    assert run("runtime", "run", "simplecnn", "--dry-run", "--artifacts", tmp_path).returncode == 0
