@@ -14,11 +14,7 @@ RUN := $(VENV)/bin/python
 .PHONY: demo test test-gpu check clean
 
 demo: $(VENV)/demo-installed
-	@set -e; for model in $(MODELS); do \
-		$(RUN) -m trainers $$model --resume --artifacts $(ARTIFACTS); \
-		$(RUN) -m export $$model --quantize --artifacts $(ARTIFACTS); \
-	done
-	@$(RUN) -m runtime bench $(MODELS) --quick --artifacts $(ARTIFACTS)
+	@$(RUN) -m runtime run $(MODELS) --quick --artifacts $(ARTIFACTS)
 
 test: $(VENV)/dev-installed
 	$(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations 25 --durations-min 5

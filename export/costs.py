@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 # Operations a second of two cores with vector units of 512 bits, rounded. Only the ratios matter for a choice between
 # layers: 16-bit products go twice as fast and 8-bit ones four times, in layers that sum over channels.
 RATES = {"fp32": 200e9, "fp16": 400e9, "bf16": 400e9, "int8": 800e9}
+PROFILES = "profile"  # folder of a model's profiles
 BANDWIDTH = 40e9  # bytes a second
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # bytes
 
@@ -61,6 +63,20 @@ def load_costs(path: Path, file: Path) -> Costs:
     if wrong is not None:
         raise UserError(f"{path}: the time of {wrong!r} is not a number of seconds; profile again")
     return costs
+
+
+def profiles(folder: Path, files: Collection[str]) -> list[tuple[Path, Costs]]:
+    """The profiles in a model's folder of files with these hashes, the newest first."""
+    paths = sorted((folder / PROFILES).glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = []
+    for path in paths:
+        try:
+            costs = Costs.load(path)
+        except UserError:  # a trace, or what somebody else has put there
+            continue
+        if costs.sha256 in files:
+            found.append((path, costs))
+    return found
 
 
 def estimate(model: onnx.ModelProto, batch: int | None = None) -> dict[str, dict[str, float]]:

@@ -22,11 +22,12 @@ VERIFY_IMAGES, EXACT_IMAGES = 1000, 256  # by default; see Job.judging
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what is exported."""
-    parser.add_argument(
+    model = parser.add_argument(
         "model", metavar="MODEL", nargs="?",
         help=f"{', '.join(models.names())}, a trained --name, torchvision:NAME, timm:NAME, FILE.py:FACTORY, "
         "or an .onnx file",
     )  # fmt: skip
+    cli.names_models(model, *models.names())
     parser.add_argument(
         "--model", dest="factory", metavar="FILE.py:FACTORY",
         help="the file of a model of your own: no record runs it (not needed where MODEL is written so)",

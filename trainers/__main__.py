@@ -38,9 +38,10 @@ Ctrl-C loses nothing that was saved: --resume goes on from the last state (see -
 
 def parser() -> cli.Parser:
     made = cli.Parser(prog="python -m trainers", description="Train a model to a checkpoint.", epilog=EXAMPLES)
-    made.add_argument(
+    model = made.add_argument(
         "model", metavar="MODEL", help=f"{', '.join(models.names())}, FILE.py:FACTORY, torchvision:NAME or timm:NAME"
     )
+    cli.names_models(model, *models.names())
     made.add_argument(
         "--data",
         metavar="NAME|PATH",
@@ -164,6 +165,7 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
     from trainers import start, train
     from trainers.checkpoint import folder_name
     from trainers.dataset import byte_count
+    from trainers.measure import board
     from trainers.measure.switches import auto
     from trainers.open import open_dataset
 
@@ -208,6 +210,8 @@ def _train(arguments: argparse.Namespace, world: World, device: torch.device) ->
     profiler = Profiler(arguments.profile, folder, arguments.artifacts.parent / "logs") if watched else None
     checkpoint = train.train(job, spec, data, device, folder, resume=resume, world=world, profiler=profiler)
     _close(checkpoint, folder)
+    if world.writer:
+        board.write_curve(arguments.artifacts.parent / "logs" / folder.name / "train", checkpoint)
     for line in profiler.lines if profiler else ():
         train.say(line)
     return checkpoint

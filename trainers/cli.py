@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+COMPLETING = "_ARGCOMPLETE"  # set by a shell that wants to know what could come next
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,6 +30,14 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **keywords: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **keywords)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; where a shell asks for completions it gets them instead (runtime completion)."""
+        if COMPLETING in os.environ:
+            import argcomplete
+
+            argcomplete.autocomplete(self, always_complete_options="long")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(MISUSED, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -46,6 +55,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the result as one JSON document on stdout; all else goes to stderr"
     )
+
+
+def names_models(action: argparse.Action, *known: str) -> None:
+    """Let shells complete this argument by the models known, the folders under the artifacts, and files."""
+
+    def completions(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+        from argcomplete.completers import FilesCompleter
+
+        folder = getattr(parsed_args, "artifacts", None) or Path("artifacts")
+        found = [path.parent.name for path in folder.glob("*/*.json")]
+        return sorted({*known, *found, *FilesCompleter()(prefix)})
+
+    action.completer = completions  # type: ignore[attr-defined]  # argcomplete's place for it
 
 
 def run(command: Callable[[], int]) -> NoReturn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,12 +30,16 @@ class Pace(NamedTuple):
     image_s: float
 
 
-def pace(name: str, data: str, recipe_name: str, device_name: str, cache: Path | None) -> Pace:
+def pace(
+    name: str, data: str, recipe_name: str, device_name: str, *, cache: Path | None = None,
+    shape: tuple[int, int, int] | None = None,
+) -> Pace:  # fmt: skip
     """About how long `python -m trainers NAME --data DATA` takes. Raises UserError where the images cannot be counted.
 
     Every leg of a recipe with several image sizes is taken to cost as its pixels do.
     """
     spec = models.get(name)
+    spec = replace(spec, input_shape=shape or spec.input_shape)
     device = pick_device(device_name)
     options, recipe = spec.configure({}, fit(spec.recipe(data.partition(":")[0], recipe_name), device))
     shape, classes = spec.shape(options), spec.num_classes or CLASSES

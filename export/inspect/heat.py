@@ -9,13 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from export.costs import Costs
-from export.inspect import html
-from export.inspect.drawing import Drawing, Node
+import numpy as np
+from safetensors.numpy import load_file
+
+from export.artifact import Artifact, Found
+from export.costs import Costs, profiles
+from export.inspect import errors, html
+from export.inspect.drawing import Drawing, Node, draw
 from export.inspect.units import UNKNOWN, milliseconds, si
+from trainers.cli import track
+from trainers.manifest import sha256
 
 TEMPLATE = Path(__file__).with_name("heat.html")
 COLUMNS = ("layer", "operator", "precision", ">ms", ">error", ">FLOPs", ">bytes")
+IMAGES = 8  # of the reference's, that errors are measured on
 DECADES = 2  # below the largest error, from where on an error is drawn as none
 WORDS = {"time": "measured time", "error": "quantization error", "flops": "FLOPs", "bytes": "bytes moved"}
 
@@ -85,13 +92,43 @@ class Heat:
         }  # fmt: skip
 
 
+def heat_of(found: Found, costs: Costs | None) -> Heat:
+    """All that is known of an ONNX file's layers, by these times or those of its newest profile."""
+    if costs is None and found.record is not None:
+        known = profiles(found.path.parent, [found.record.file.sha256])
+        costs = known[0][1] if known else None
+    return Heat(found.path, draw(found.path, costs.batch if costs else None), _errors(found), costs)
+
+
+def _errors(found: Found) -> dict[str, float]:
+    """Of each activation against the file that was quantized; empty where there is none to compare with."""
+    record = found.record
+    parent = _parent(found.path.parent, record) if record else None
+    if record is None or parent is None or record.variant.input_dtype != "float32":
+        return {}
+    images = load_file(record.reference.verify(found.path.parent))["images"][:IMAGES]
+    size = record.variant.batch or 1
+    batches = [np.resize(images[start : start + size], (size, *images.shape[1:]))
+               for start in range(0, len(images), size)]  # fmt: skip
+    return errors.measure(parent, found.path, track(batches, "quantization error"), record.variant.precision)
+
+
+def _parent(folder: Path, record: Artifact) -> Path | None:
+    """The fp32 file that it was made from, if that is still there."""
+    for edge in reversed(record.parents):
+        path = folder / edge.path
+        if edge.role in ("fp32", "rewritten") and path.is_file() and sha256(path) == edge.sha256:
+            return path
+    return None
+
+
 def _magnitude(share: float) -> float:
     """Of a share of the largest: 1 for the whole, 0 for DECADES less and below."""
     return max(1 + math.log10(max(share, 1e-12)) / DECADES, 0.0)
 
 
-def write_heat(heat: Heat, path: Path) -> None:
-    """Write the page: the graph, what each colour means, and a table of all layers."""
+def rendered(heat: Heat) -> str:
+    """The page: the graph, what each colour means, and a table of all layers."""
     costs = heat.costs
     note = (f"{1e3 * sum(heat.seconds.values()):.3g} ms in {costs.engine} on {costs.device}, {costs.threads} "
             f"thread{'s' * (costs.threads > 1)}, batch {costs.batch}") if costs else ""  # fmt: skip
@@ -100,8 +137,8 @@ def write_heat(heat: Heat, path: Path) -> None:
          "values": [heat.values(node)[name] for name in WORDS]}
         for number, (node, levels) in enumerate(zip(heat.drawing.nodes, heat.levels, strict=True))
     ]  # fmt: skip
-    html.write(
-        path, TEMPLATE.read_text(), title=f"{heat.path.stem}: where it is hot", note=note, drawing=heat.drawing,
+    return html.render(
+        TEMPLATE.read_text(), title=f"{heat.path.stem}: where it is hot", note=note, drawing=heat.drawing,
         nodes=nodes, shown={name: WORDS[name] for name in heat.shown}, columns=COLUMNS, order=heat.order,
         errors=bool(heat.errors),
     )  # fmt: skip

@@ -85,10 +85,15 @@ OPS = """\
 """
 
 
-def write(path: Path, template: str, **values: Any) -> None:
-    """Write a page: `template` extends "page" and everything that is put into it is escaped."""
+def render(template: str, **values: Any) -> str:
+    """A page: `template` extends "page" and everything that is put into it is escaped."""
     pages = Environment(loader=DictLoader({"page": PAGE}), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    write_atomic(path, pages.from_string(template).render(**values).encode())
+    return pages.from_string(template).render(**values)
+
+
+def write(path: Path, template: str, **values: Any) -> None:
+    """The same, to a file."""
+    write_atomic(path, render(template, **values).encode())
 
 
 def write_ops(inventory: Inventory, picture: Path, path: Path) -> None:

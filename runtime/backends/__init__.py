@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+from collections.abc import Mapping
 from typing import cast
 
 from runtime.backend import Backend
@@ -23,6 +24,11 @@ def names() -> list[str]:
 def get(name: str) -> Backend:
     """The backend of that name; its engine is not imported. Raises UserError naming the nearest known one."""
     return cast(Backend, importlib.import_module(f"{__name__}.{choose(name, names(), 'backend')}"))
+
+
+def cores(threads: int, options: Mapping[str, str]) -> int:
+    """How many of its threads an engine uses: all, or one, which waits for no other and is faster for tiny models."""
+    return 1 if options.get("cores") == "1" else threads
 
 
 def version(backend: Backend) -> str:

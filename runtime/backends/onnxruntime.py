@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime import engine_cache, providers
 from runtime.backend import BackendError
-from runtime.backends import lacking
+from runtime.backends import cores, lacking
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,7 @@ options: Mapping[str, tuple[str, ...]] = {
     "graph": tuple(providers.LEVELS),  # unasked: as the precision needs it
     "binding": ("on", "off"),
     "spinning": ("on", "off"),
+    "cores": ("all", "1"),
     "cudagraph": ("off", "on"),
     "provider": ("own", "tensorrt"),
 }
@@ -147,7 +148,7 @@ def _session(
 ) -> OrtSession:
     import onnxruntime
 
-    precision = providers.precision(artifact)
+    precision, threads = providers.precision(artifact), cores(threads, options)
     level = options.get("graph", precision.graph)
     session = onnxruntime.InferenceSession(
         str(artifact.path), providers.settings(threads, level, options), providers=asked,

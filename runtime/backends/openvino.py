@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime import engine_cache
 from runtime.backend import BackendError
-from runtime.backends import lacking
+from runtime.backends import cores, lacking
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,7 @@ options: Mapping[str, tuple[str, ...]] = {
     "precision": ("own", "f32", "bf16"),  # own: as the record says
     "hint": ("latency", "throughput"),
     "streams": ("auto", "1", "2", "4"),  # auto: one for latency, what OpenVINO finds best for throughput
+    "cores": ("all", "1"),
     "cache": ("off", "on"),
 }
 computes = True
@@ -133,7 +134,8 @@ def settings(precision: str, threads: int, options: Mapping[str, str]) -> dict[s
     """What the model is compiled with. The cache lies in the private folder: to load what is there is to run it."""
     hint, streams = options.get("hint", "latency"), options.get("streams", "auto")
     made: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": hint.upper(),
+        "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": cores(threads, options),
+        "PERFORMANCE_HINT": hint.upper(),
     }  # fmt: skip
     if streams != "auto" or hint == "latency":  # by itself a latency hint takes a stream for each socket
         made["NUM_STREAMS"] = 1 if streams == "auto" else int(streams)

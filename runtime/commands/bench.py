@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from runtime import saved
 from runtime.measure import REGIMES
 from trainers.checkpoint import folder_name
-from trainers.cli import FAILED, OK, add_common, choose, emit, positive
+from trainers.cli import FAILED, OK, add_common, choose, emit, names_models, positive
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ NOT_BY_DEFAULT = ("null",)  # measured only when named
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("targets", nargs="+", metavar="MODEL|PATH", help="a model's folder under DIR, or a model file")
+    named = parser.add_argument(
+        "targets", nargs="+", metavar="MODEL|PATH", help="a model's folder under DIR, or a model file"
+    )
+    names_models(named)
     parser.add_argument("--model", action="append", default=[], metavar="FILE.py:FACTORY",
                         help="the file of a model of your own, for PyTorch's engines: no record runs it")  # fmt: skip
     parser.add_argument("--backends", metavar="A,B", help="engines to measure (default: all but null)")

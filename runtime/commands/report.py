@@ -21,6 +21,7 @@ examples:
   python -m runtime report --html report.html      one file, to look at and to hand on
   python -m runtime report before.json after.json --html changes.html
   python -m runtime report --md > report.md
+  python -m runtime report --logs logs             for tensorboard --logdir logs
   python -m runtime report --csv > latest.csv
 """
 
@@ -32,6 +33,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--csv", action="store_true", help="print comma-separated values instead of the table")
     parser.add_argument("--md", action="store_true", help="print Markdown instead of the table")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs nothing else")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="write the rows as TensorBoard runs under DIR")
     add_common(parser)
 
 
@@ -51,13 +53,18 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         page.write(found, arguments.html, since)
         print(f"page: {arguments.html}", file=sys.stderr)
+    if arguments.logs is not None:
+        from runtime.report import board
+
+        board.write(found, arguments.logs)
+        print(f"rows: tensorboard --logdir {arguments.logs}", file=sys.stderr)
     if arguments.json:
         emit(found.to_document())
     elif arguments.csv:
         print(csv.render(found), end="")
     elif arguments.md:
         print(markdown.render(found), end="")
-    elif arguments.html is None:
+    elif arguments.html is None and arguments.logs is None:
         table.show(found)
         summary.show(found, path)
     return OK

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.starting import shape
 from runtime.commands.tune import duration
-from trainers import cli
+from trainers import cli, models
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
@@ -32,10 +33,12 @@ LOGS = "logs"  # under the folder of reports
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="+", metavar="MODEL",
+    named = parser.add_argument("models", nargs="+", metavar="MODEL",
                         help="a model's name, torchvision:NAME, timm:NAME or FILE.py:FACTORY")  # fmt: skip
+    cli.names_models(named, *models.names())
     parser.add_argument("--data", metavar="NAME|PATH",
                         help="to train on what has no checkpoint yet (default: the embedded data)")  # fmt: skip
+    parser.add_argument("--input", type=shape, metavar="CxHxW", help="of a model of your own (default: 3x224x224)")
     parser.add_argument("--recipe", default="default", metavar="NAME", help="to train by, as for python -m trainers")
     parser.add_argument("--max-drop", type=float, default=1.0, metavar="POINTS",
                         help="top-1 that the recommended form may lose, in percentage points (default: 1)")  # fmt: skip
@@ -85,6 +88,7 @@ def _wish(arguments: argparse.Namespace) -> Wish:
                         f"python -m runtime tune {files[0]}")  # fmt: skip
     return Wish(
         models=tuple(dict.fromkeys(arguments.models)), artifacts=arguments.artifacts, data=arguments.data,
+        shape=arguments.input,
         page=arguments.html or arguments.artifacts / saved.FOLDER / "report.html", recipe=arguments.recipe,
         device=arguments.device, max_drop=arguments.max_drop, quick=arguments.quick, tune=arguments.tune,
         budget_s=arguments.budget, again=arguments.again, cache=arguments.cache,

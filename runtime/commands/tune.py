@@ -37,8 +37,9 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="what python -m export takes: a model's name, torchvision:NAME, "
-                        "timm:NAME, FILE.py:FACTORY or an .onnx file")  # fmt: skip
+    model = parser.add_argument("model", metavar="MODEL", help="what python -m export takes: a model's name, "
+                                "torchvision:NAME, timm:NAME, FILE.py:FACTORY or an .onnx file")  # fmt: skip
+    cli.names_models(model)
     parser.add_argument("--model", dest="factory", metavar="FILE.py:FACTORY",
                         help="the file of a model of your own, beside its folder's name")  # fmt: skip
     parser.add_argument("--weights", metavar="pretrained|random|FILE", help="as for python -m export")

@@ -36,10 +36,12 @@ def exporting(model: str, wish: Wish) -> float | None:
 
 @functools.cache
 def _pace(model: str, wish: Wish) -> Pace | None:
+    from trainers import external
     from trainers.estimate import pace
 
     with contextlib.suppress(UserError):  # training itself says what is wrong
-        return pace(model, wish.data or "synthetic", wish.recipe, wish.device, wish.cache)
+        name = external.allow(model)
+        return pace(name, wish.data or "synthetic", wish.recipe, wish.device, cache=wish.cache, shape=wish.shape)
     return None
 
 

@@ -31,7 +31,8 @@ def steps(wish: Wish, environment: Environment) -> list[Step]:
     for model in wish.models:
         made += [*_train(model, wish), _export(model, wish), *([_tune(model, wish, environment)] if wish.tune else [])]
     made.append(_bench(wish, environment, fresh=any(step.command for step in made)))
-    report = ("runtime", "report", "--html", str(wish.page), *wish.place)
+    logs = wish.artifacts.parent / "logs"
+    report = ("runtime", "report", "--html", str(wish.page), "--logs", str(logs), *wish.place)
     return [*made, Step(stage="report", models=(), command=report, seconds=estimate.REPORT_S)]
 
 
@@ -52,11 +53,8 @@ def _train(model: str, wish: Wish) -> list[Step]:
         choose(model, models.names(), "model")
     else:
         external.allow(model)
-    command = ["trainers", model, "--resume", *wish.place]
-    for flag, value, usual in (("--data", wish.data, None), ("--recipe", wish.recipe, "default"),
-                               ("--device", wish.device, "auto"), ("--cache", wish.cache, None)):  # fmt: skip
-        command += [] if value == usual else [flag, str(value)]
-    return [Step(stage="train", models=(model,), command=tuple(command), seconds=estimate.training(model, wish))]
+    command = ("trainers", model, "--resume", *wish.flags("data", "input", "recipe", "device", "cache"), *wish.place)
+    return [Step(stage="train", models=(model,), command=command, seconds=estimate.training(model, wish))]
 
 
 def _described(model: str, found: Checkpoint, wish: Wish) -> str:
@@ -76,7 +74,7 @@ def _described(model: str, found: Checkpoint, wish: Wish) -> str:
 
 def _export(model: str, wish: Wish) -> Step:
     """The forms that `--quantize` makes, and whether they are all there."""
-    command = ("export", model, "--quantize", *wish.place, *(("--cache", str(wish.cache)) if wish.cache else ()))
+    command = ("export", model, "--quantize", *wish.flags("input", "cache"), *wish.place)
     if checkpoint_of(model, wish) is None:
         seconds = estimate.exporting(model, wish)
         return Step(stage="export", models=(model,), command=command, seconds=seconds)
@@ -93,10 +91,9 @@ def _tune(model: str, wish: Wish, environment: Environment) -> Step:
     found = best.Best.find(best.path(folder))
     if found is not None and not wish.again and _still_best(found, folder, wish, environment):
         return Step(stage="tune", models=(model,), note=f"{found.artifact} in {found.backend}")
-    command = ["runtime", "tune", model, "--resume", "--max-drop", f"{wish.max_drop:g}", "--budget",
-               f"{wish.budget_s:g}s", *wish.place]  # fmt: skip
-    command += [] if wish.device == "auto" else ["--device", wish.device]
-    return Step(stage="tune", models=(model,), command=tuple(command), seconds=wish.budget_s)
+    command = ("runtime", "tune", model, "--resume", "--max-drop", f"{wish.max_drop:g}", "--budget",
+               f"{wish.budget_s:g}s", *wish.flags("device", "cache"), *wish.place)  # fmt: skip
+    return Step(stage="tune", models=(model,), command=command, seconds=wish.budget_s)
 
 
 def _still_best(found: Best, folder: Path, wish: Wish, environment: Environment) -> bool:
@@ -116,8 +113,7 @@ def _still_best(found: Best, folder: Path, wish: Wish, environment: Environment)
 def _bench(wish: Wish, environment: Environment, *, fresh: bool) -> Step:
     """One run for all models; nothing to do where the newest report is of the same files by the same plan."""
     command = ["runtime", "bench", *wish.models, "--resume", "--max-drop", f"{wish.max_drop:g}", *wish.place]
-    command += ["--quick"] if wish.quick else []
-    command += [] if wish.device == "auto" else ["--device", wish.device]
+    command += [*(["--quick"] if wish.quick else []), *wish.flags("device")]
     plan, quick = _plan(command[2:], environment)
     if not (fresh or wish.again):
         latest = next(iter(saved.newest_first(wish.artifacts / saved.FOLDER)), None)

@@ -14,6 +14,7 @@ class Wish:
     artifacts: Path
     page: Path
     data: str | None = None
+    shape: tuple[int, int, int] | None = None  # (channels, height, width), where no checkpoint or model says so
     recipe: str = "default"
     device: str = "auto"
     max_drop: float = 1.0
@@ -22,6 +23,17 @@ class Wish:
     budget_s: float = 900.0
     again: bool = False  # measure anew though nothing has changed since the last report
     cache: Path | None = None
+
+    def flags(self, *names: str) -> tuple[str, ...]:
+        """These flags of a command, as far as they were given."""
+        usual = {"data": None, "input": None, "recipe": "default", "device": "auto", "cache": None}
+        given = [(f"--{name}", str(value)) for name in names if (value := getattr(self, name)) != usual[name]]
+        return tuple(text for pair in given for text in pair)
+
+    @property
+    def input(self) -> str | None:
+        """The shape as commands take it."""
+        return "x".join(map(str, self.shape)) if self.shape else None
 
     @property
     def place(self) -> tuple[str, ...]:

@@ -12,13 +12,12 @@ from functools import cached_property
 from pathlib import Path
 
 from export.artifact import Artifact, is_true
-from export.costs import Costs
+from export.costs import Costs, profiles
 from runtime.check import home
 from runtime.compare import Comparison
 from runtime.report import comparison
 from runtime.report.profile import NAME
 from runtime.results import Measurement, Report, Subject
-from trainers.manifest import UserError
 
 LAYERS = 15  # of a profile, the longest
 PROFILES = 3  # of a model, the newest
@@ -157,17 +156,9 @@ def _profiles(known: Known) -> Iterator[Section]:
     """The longest layers of the newest profiles, beside what this machine could do at best."""
     if known.folder is None:
         return
-    paths = sorted((known.folder / "profile").glob("*.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     hashes = {record.file.sha256: name for name, record in known.records.items()}
-    shown = 0
-    for path in paths:
-        try:
-            costs = Costs.load(path)
-        except UserError:  # a trace, or a file of somebody else's
-            continue
-        table = path.with_suffix(".csv")
-        if costs.sha256 in hashes and table.is_file() and shown < PROFILES:
-            shown += 1
+    for path, costs in profiles(known.folder, hashes)[:PROFILES]:
+        if (table := path.with_suffix(".csv")).is_file():
             yield _profile(hashes[costs.sha256], costs, table)
 
 

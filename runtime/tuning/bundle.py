@@ -64,7 +64,7 @@ def _settings(best: Best, found: Found) -> dict[str, Any]:
     precision = providers.precision(found)
     name, set_to = providers.own(best.question.device, options)
     return {
-        "threads": threads, "graph": providers.LEVELS[options.get("graph", precision.graph)],
+        "threads": backends.cores(threads, options), "graph": providers.LEVELS[options.get("graph", precision.graph)],
         "spinning": "0" if options.get("spinning") == "off" else "1", "disabled": list(precision.disabled),
         "providers": [[name, set_to]],
     }  # fmt: skip

@@ -28,8 +28,8 @@ PLACED: Mapping[str, tuple[tuple[str, str | None], ...]] = {
 # Settings worth a try in an engine that is among the fastest; each is one change from its defaults.
 SETTINGS: Mapping[str, Mapping[str, tuple[Options, ...]]] = {
     "cpu": {
-        "onnxruntime": ({"spinning": "off"}, {"graph": "extended"}),
-        "openvino": ({"precision": "bf16"}, {"hint": "throughput"}),
+        "onnxruntime": ({"cores": "1"}, {"spinning": "off"}, {"graph": "extended"}),
+        "openvino": ({"precision": "bf16"}, {"cores": "1"}, {"hint": "throughput"}),
         "compiled": ({"mode": "max-autotune"},),
     },
     "cuda": {

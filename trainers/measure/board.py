@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from trainers.checkpoint import Checkpoint
 from trainers.measure.results import Learned, Result
 
 EVENTS = "events.out.tfevents.*"
+
+
+def write_curve(folder: Path, checkpoint: Checkpoint) -> None:
+    """A training run's curve: losses, accuracy and image size by step and by its own seconds. An older one goes."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    clear(folder)
+    began = datetime.datetime.fromisoformat(checkpoint.environment.time).timestamp() - checkpoint.seconds
+    with SummaryWriter(str(folder)) as writer:
+        add: Any = writer.add_scalar
+        for point in checkpoint.curve:
+            at = point.step, began + point.seconds
+            add("train/loss", point.train_loss, *at)
+            add("test/loss", point.test_loss, *at)
+            add("test/accuracy", point.test_top1, *at)
+            add("train/pixels", point.size, *at)
+
+
+def clear(folder: Path) -> None:
+    """Remove an earlier run's events."""
+    for old in folder.glob(EVENTS):
+        old.unlink()
 
 
 def write(folder: Path, result: Result, began: float) -> None:
@@ -22,8 +46,7 @@ def write(folder: Path, result: Result, began: float) -> None:
 
     if result.learned is None:
         return
-    for old in folder.glob(EVENTS):
-        old.unlink()
+    clear(folder)
     with SummaryWriter(str(folder)) as writer:
         switches = msgspec.json.format(msgspec.json.encode(result.switches)).decode()
         writer.add_text("configuration", f"{result.name}\n\n```json\n{switches}\n```", 0, began)

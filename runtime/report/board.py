@@ -1,0 +1,47 @@
+"""A Report as TensorBoard runs: one a row, whose choices and results its HPARAMS tab lays side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from runtime.results import Measurement, Report
+from runtime.verdict import judge
+from trainers.measure.board import clear
+
+
+def write(report: Report, folder: Path) -> None:
+    """`folder`/<model>/bench/<artifact in engine>, each with what it is and what it took; older ones are replaced."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for model in report.models():
+        for row in report.of(model):
+            if not row.valid:
+                continue
+            place = (
+                folder / model / "bench" / f"{row.cell.artifact} {row.cell.engine} b{row.cell.batch}".replace("/", "-")
+            )
+            clear(place)
+            with SummaryWriter(str(place)) as writer:
+                add: Any = writer.add_hparams
+                add(_choices(report, row), _results(report, row), run_name=".")
+
+
+def _choices(report: Report, row: Measurement) -> dict[str, Any]:
+    subject, cell, verdict = report.subject(row), row.cell, judge(report, row)
+    variant = subject.variant
+    return {
+        "engine": cell.engine, "batch": cell.batch, "threads": cell.threads, "regime": cell.regime,
+        "exporter": variant.exporter if variant else "", "precision": variant.precision if variant else "",
+        "gelu": variant.gelu if variant else "", "target": (variant.target if variant else None) or "",
+        "verdict": verdict.word if verdict else "",
+    }  # fmt: skip
+
+
+def _results(report: Report, row: Measurement) -> dict[str, float]:
+    subject, ratio, drop = report.subject(row), report.speedup(row), report.drop(row)
+    found = {
+        "milliseconds": 1e3 * row.median.value, "times faster": ratio.value if ratio else None, "top-1 drop": drop,
+        "megabytes": subject.bytes / 1e6, "memory, MB": row.peak_bytes / 1e6 if row.peak_bytes else None,
+    }  # fmt: skip
+    return {name: value for name, value in found.items() if value is not None}
