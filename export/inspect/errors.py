@@ -19,15 +19,18 @@ def measure(before: Path, after: Path, images: Iterable[np.ndarray], precision: 
     """The relative error ||after - before|| / ||before|| of every activation that has the same name in both files.
 
     `images` are batches (N, C, H, W) as the files take them, small ones: all activations of one are held at once.
-    `precision` is that of the second file. Activations whose shapes differ are left out.
+    `precision` is that of the second file. Activations whose shapes differ are left out. Where a quantizer has made a
+    Relu part of the layer before it, what that Relu would have cut off does not count.
     """
     models = read(before), read(after)
+    clipped = _clipped(*models)
     shared = [name for name in _activations(models[1]) if name in set(_activations(models[0]))]
     sessions = [_exposing(model, shared, kind) for model, kind in zip(models, ("fp32", precision), strict=True)]
     squares = np.zeros((2, len(shared)))  # of the differences, of the values
     for batch in images:
         expected, answers = (one.run(shared, {one.get_inputs()[0].name: batch}) for one in sessions)
-        for place, (x, y) in enumerate(zip(expected, answers, strict=True)):
+        for place, (name, x, y) in enumerate(zip(shared, expected, answers, strict=True)):
+            y = np.maximum(y, 0) if name in clipped else y
             squares[0, place] += np.square(y - x).sum(dtype=np.float64) if x.shape == y.shape else np.nan
             squares[1, place] += np.square(x).sum(dtype=np.float64)
     errors = np.sqrt(squares[0] / np.maximum(squares[1], 1e-30))
@@ -47,6 +50,13 @@ def _activations(model: onnx.ModelProto) -> list[str]:
         elif node.op_type != "DequantizeLinear":
             found += [name for name in node.output if kinds.get(name) == TensorProto.FLOAT]
     return found
+
+
+def _clipped(before: onnx.ModelProto, after: onnx.ModelProto) -> set[str]:
+    """What a Relu has made in the one file, and the layer before it in the other: there quantization clips it."""
+    relus = [{name for node in model.graph.node if node.op_type == "Relu" for name in node.output}
+             for model in (before, after)]  # fmt: skip
+    return relus[0] - relus[1]
 
 
 def _exposing(model: onnx.ModelProto, names: list[str], precision: str) -> onnxruntime.InferenceSession:
