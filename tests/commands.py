@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 
 def run(*arguments: object, cwd: Path | None = None, timeout: float = 900) -> subprocess.CompletedProcess[str]:
@@ -26,3 +29,13 @@ def expect_refusal(*arguments: object, cwd: Path | None = None, says: str) -> No
     assert done.returncode == 2, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     assert says in done.stderr.strip().splitlines()[-1], done.stderr
+
+
+def wait_until_alone(folder: Path, seconds: float = 120) -> None:
+    """Until no process is left that has this folder on its command line; fails after so many seconds."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if str(folder) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout:
+            return
+        time.sleep(0.5)
+    pytest.fail("a command outlived the run that had started it")

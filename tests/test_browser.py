@@ -15,7 +15,6 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 from checkpoints import random_checkpoint
 from commands import succeed
@@ -173,14 +172,14 @@ def test_hostile_names_run_nothing(browser: playwright.Browser, tmp_path: Path) 
     path = tmp_path / "page.html"
     report = Report.load(GOLDEN)
     page.write(renamed(report, "model"), path)
-    scripts = opened(browser, path.as_uri()).locator("script").count()
+    tab = opened(browser, path.as_uri())
+    scripts = tab.locator("script").count()
     for name in HOSTILE:
-        page.write(msgspec.structs.replace(renamed(report, name)), path)
-        tab = opened(browser, path.as_uri())
+        page.write(renamed(report, name), path)
+        tab.reload()
         assert tab.locator("script").count() == scripts, name
         assert tab.locator("[onload], [onerror]").count() == 0, name
         assert not tab.errors, name
-        tab.close()
 
 
 def test_the_index_leads_to_netron_on_an_int8_file(browser: playwright.Browser, address: str, pictures: Path) -> None:

@@ -1,45 +1,74 @@
-"""The whole line on real images: train, export, quantize, verify, benchmark."""
+"""The whole line on real images: train, export, quantize, verify, benchmark, report."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from commands import succeed
+from commands import succeed, wait_until_alone
 
+from export.artifact import find
+from runtime.results import Report
+from runtime.saved import latest
+from trainers.checkpoint import Checkpoint
 from trainers.manifest import gpu
 
 pytestmark = pytest.mark.slow
 
 
-def test_mnist_from_files_to_a_latency_table(real_data: Path, tmp_path: Path) -> None:
-    place = ("--artifacts", tmp_path)
-    trained = json.loads(
-        succeed("trainers", "simplecnn", "--data", real_data / "mnist-10k", "--device", "cpu", "--json", *place).stdout
-    )
-    assert trained["metrics"]["top1"] >= 97
-    made = json.loads(
-        succeed("export", "simplecnn", "--quantize", "--verify-images", "all", "--json", *place).stdout
-    )["artifacts"]  # fmt: skip
-    fp32, int8 = made[1]["parity"], made[2]["parity"]
-    assert fp32["images"] == int8["images"] == 1000
-    assert fp32["accuracy"] == trained["metrics"]["top1"]
-    assert int8["drop"] <= 1
-    assert len(made) == 3 + (importlib.util.find_spec("nncf") is not None and gpu() is None)  # OpenVINO's own int8
-    engines = ("--backends", "eager,onnxruntime,openvino")
-    done = succeed("runtime", "bench", "simplecnn", "--device", "cpu", *engines, "--quick", *place)
-    assert "times faster than eager fp32" in done.stdout
-    assert "netron" in done.stdout
-    report = next((tmp_path / "reports").glob("*.json"))
-    rows = [row for row in json.loads(report.read_text())["measurements"] if not row["error"]]
-    measured = {(row["cell"]["artifact"], row["cell"]["backend"]) for row in rows}
+def test_mnist_from_files_to_a_report_though_killed_on_the_way(real_data: Path, tmp_path: Path) -> None:
+    command = ("runtime", "run", "simplecnn", "--data", real_data / "mnist-10k", "--quick", "--device", "cpu",
+               "--artifacts", tmp_path)  # fmt: skip
+    kill_after("step ", *command)
+
+    done = succeed(*command)
+    assert done.stdout.splitlines()[-1] == f"OK: 4 steps; see {tmp_path / 'reports' / 'report.html'}"
+    assert "fastest verified variant within 1 point of accuracy" in done.stdout
+    assert (tmp_path / "reports" / "report.html").stat().st_size > 10_000
+    trained = Checkpoint.load(tmp_path / "simplecnn" / "checkpoint.json")
+    assert trained.metrics is not None
+    assert trained.metrics.top1 >= 97
+    found = {one.name: one.record.parity for one in find(tmp_path / "simplecnn") if one.record}
+    int8 = found["simplecnn-dynamo-exact-int8"]
+    assert int8.images == 1000
+    assert int8.checkpoint_accuracy == trained.metrics.top1
+    assert int8.drop is not None
+    assert int8.drop <= 1
+    assert len(found) == 3 + (importlib.util.find_spec("nncf") is not None and gpu() is None)  # OpenVINO's own int8
+    report = Report.load(latest(tmp_path))
+    measured = {(row.cell.artifact, row.cell.backend) for row in report.measurements if row.valid}
     assert {
         ("simplecnn-torch-exact-fp32", "eager"),
         ("simplecnn-dynamo-exact-fp32", "onnxruntime"),
         ("simplecnn-dynamo-exact-int8", "onnxruntime"),
     } <= measured
+
+    planned = json.loads(succeed(*command, "--dry-run", "--json").stdout)["steps"]
+    assert [step["step"] for step in planned if step["command"]] == ["report"], "all else is there"
+    damaged = tmp_path / "simplecnn" / "simplecnn-dynamo-exact-fp32.onnx"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    planned = json.loads(succeed(*command, "--dry-run", "--json").stdout)["steps"]
+    assert [step["step"] for step in planned if step["command"]] == ["export simplecnn", "bench simplecnn", "report"]
+
+
+def kill_after(said: str, *arguments: object) -> None:
+    """Start a run, kill it when its log says this, and wait until the command that it had started has ended."""
+    folder = Path(str(arguments[-1]))
+    started = subprocess.Popen([sys.executable, "-m", *map(str, arguments)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    until = time.monotonic() + 120
+    while not any(said in log.read_text() for log in folder.glob("reports/logs/*.log")):
+        assert time.monotonic() < until
+        assert started.poll() is None
+        time.sleep(0.05)
+    started.kill()
+    started.wait()
+    wait_until_alone(folder)
 
 
 def test_tiny_imagenet_trains_a_small_convnext_and_resumes(real_data: Path, tmp_path: Path) -> None:

@@ -1,19 +1,17 @@
-"""The whole line as one command: its plan, what it uses again, what it does after a kill."""
+"""The whole line as one command: its plan, its display, what it does where a step fails. test_line.py runs it whole."""
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from checkpoints import random_checkpoint
-from commands import expect_refusal, run, succeed
+from commands import expect_refusal, run, succeed, wait_until_alone
 
 from runtime.line import driver
 from runtime.line.display import FAILED
@@ -68,48 +66,6 @@ def test_a_checkpoint_of_other_data_is_not_taken_for_the_one_asked_for(tmp_path:
 
 
 @pytest.mark.slow
-def test_the_line_goes_on_after_a_kill_and_repeats_nothing(tmp_path: Path) -> None:
-    command = ("runtime", "run", "simplecnn", "--quick", "--artifacts", tmp_path, "--device", "cpu")
-    killed = subprocess.Popen(
-        [sys.executable, "-m", *map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    assert killed.stderr is not None
-    first = next(line for line in killed.stderr if "train simplecnn:" in line)
-    assert "python -m trainers simplecnn --resume" in first
-    time.sleep(6)
-    killed.kill()
-    killed.wait()
-    killed.stderr.close()
-    _wait_until_alone(tmp_path)
-
-    done = succeed(*command)
-    assert f"OK: 4 steps; see {tmp_path / 'reports' / 'report.html'}" == done.stdout.splitlines()[-1]
-    assert "fastest verified variant within 1 point of accuracy" in done.stdout
-    assert (tmp_path / "reports" / "report.html").stat().st_size > 10_000
-    trained = (tmp_path / "simplecnn" / "checkpoint.safetensors").stat().st_mtime_ns
-
-    planned = succeed(*command, "--dry-run").stdout
-    assert planned.count("reused: ") == 3, planned
-    again = json.loads(succeed(*command, "--json").stdout)
-    assert [step["step"] for step in again["steps"] if step["command"]] == ["report"]
-    assert (tmp_path / "simplecnn" / "checkpoint.safetensors").stat().st_mtime_ns == trained
-    (damaged,) = (tmp_path / "simplecnn").glob("*-fp32.onnx")
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    planned = succeed(*command, "--dry-run").stdout
-    assert planned.count("reused: ") == 1, "a damaged file is made again, and measured again"
-
-
-def _wait_until_alone(folder: Path) -> None:
-    """Until the commands that a killed run has started have ended by themselves."""
-    until = time.monotonic() + ENDS_S
-    while time.monotonic() < until:
-        if str(folder) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout:
-            return
-        time.sleep(0.5)
-    pytest.fail("a command outlived the run that had started it")
-
-
-@pytest.mark.slow
 def test_a_failed_check_is_noted_and_the_line_goes_on(tmp_path: Path) -> None:
     random_checkpoint(tmp_path / "good", "simplecnn")
     random_checkpoint(tmp_path / "bad", "simplecnn")
@@ -150,6 +106,6 @@ def test_on_a_terminal_there_is_one_live_display_and_ctrl_c_ends_the_command(tmp
     assert started.wait(ENDS_S) == 130
     assert "▶ train simplecnn" in shown
     assert "the same command goes on from here" in shown
-    _wait_until_alone(tmp_path)
+    wait_until_alone(tmp_path)
     assert list((tmp_path / "simplecnn").glob("state-*")), "the interrupted training has saved its state"
     assert run("runtime", "run", "simplecnn", "--dry-run", "--artifacts", tmp_path).returncode == 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from runtime import saved
 from runtime.measure import REGIMES
 from trainers.checkpoint import folder_name
-from trainers.cli import FAILED, OK, add_common, choose, emit, names_models, positive
+from trainers.cli import FAILED, OK, add_common, choose, console, emit, names_models, positive
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
@@ -129,8 +129,13 @@ def run(arguments: argparse.Namespace) -> int:
         emit(report.to_document())
     table.show(report, stderr=arguments.json)
     summary.show(report, path, stderr=arguments.json)
-    failed = plan.strict and any(row.shortfall for row in report.measurements)
-    return OK if any(row.valid for row in report.measurements) and not failed else FAILED
+    otherwise = plan.strict and any(row.shortfall for row in report.measurements)
+    rows = [row for row in report.measurements if not row.cell.twin]
+    valid = sum(row.valid for row in rows)
+    failed = otherwise or not valid
+    said = f"{'FAILED' if failed else 'OK'}: {valid} of {len(rows)} rows measured; report: {path}"
+    console(stderr=arguments.json).print(said, markup=False)
+    return FAILED if failed else OK
 
 
 def _known(unfinished: Path, resume: bool) -> Report | None:

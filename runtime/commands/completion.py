@@ -54,7 +54,7 @@ function __fastform
     set -l given (commandline -opc)
     test "$given[2]" = -m; or return
     if test (count $given) -eq 2
-        string split ' ' -- '{modules}'
+        string split -- ' ' '{modules}'
         return
     end
     contains -- $given[3] {modules}; or return

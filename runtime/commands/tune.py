@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         lines += _bundle(arguments.bundle, found, job.folder)
     if arguments.json:
         cli.emit(found.to_document())
-    for line in [*lines, f"best: {best.path(job.folder)}"]:
+    for line in [*lines, f"OK: {best.path(job.folder)}"]:
         shown.print(line, markup=False)
     return cli.OK
 
