@@ -52,12 +52,7 @@ compdef _fastform python python3
     "fish": """\
 function __fastform
     set -l given (commandline -opc)
-    test "$given[2]" = -m; or return
-    if test (count $given) -eq 2
-        string split -- ' ' '{modules}'
-        return
-    end
-    contains -- $given[3] {modules}; or return
+    test "$given[2]" = -m; and contains -- "$given[3]" {modules}; or return
     set -lx _ARGCOMPLETE 3
     set -lx _ARGCOMPLETE_DFS \\t
     set -lx _ARGCOMPLETE_IFS \\n
@@ -68,7 +63,8 @@ function __fastform
     set -lx COMP_TYPE
     $given[1] -m $given[3] {asked}
 end
-complete --command python --command python3 --no-files --arguments '(__fastform)'
+complete --command python --command python3 --arguments '(__fastform)'
+complete --command python --command python3 --short-option m --exclusive --arguments '{modules}'
 """,
 }
 
