@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ REFERENCE_IMAGES = 64
 LARGEST_BATCH, SMALLEST_BATCH = 32, 8  # images a run; the exporters traced another batch
 PIXELS = 32 * 64 * 64  # a run: beyond, activations outgrow a CPU's caches, and 224-pixel images take twice as long
 SUBSET_SEED = 0
+KEPT_BYTES = 256_000_000  # of prepared pixels: one command judges several forms on the same images
+_kept_pixels: defaultdict[tuple[str, Preprocess], dict[int, np.ndarray]] = defaultdict(dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +84,32 @@ def images(verification: Verification, title: str = "verify", dtype: str = "floa
     Pixels are whole numbers in both, also where images are scaled. Raises UserError when the preprocessing gives
     values that are not finite.
     """
+    count = -(-len(verification.indices) // verification.batch)
+    for whole in track(_pixels(verification), title, total=count):
+        yield whole if dtype == "uint8" else pixels.normalise(whole, verification.preprocess)
+
+
+def _pixels(verification: Verification) -> Iterator[np.ndarray]:
+    """Batches of prepared pixels; those of earlier calls that are kept in memory are not prepared again."""
     import torch
 
     from trainers.batches import evaluation_batches
 
-    count = -(-len(verification.indices) // verification.batch)
-    batches = evaluation_batches(
-        verification.split, verification.preprocess, verification.batch, torch.device("cpu"), verification.indices
-    )
-    for batch, _ in track(batches, title, total=count):
+    chosen, size, preprocess = verification.indices, verification.batch, verification.preprocess
+    known = _kept_pixels[verification.split.sha256, preprocess]
+    if all(index in known for index in chosen.tolist()):
+        yield from (np.stack([known[index] for index in chosen[start : start + size].tolist()])
+                    for start in range(0, len(chosen), size))  # fmt: skip
+        return
+    batches = evaluation_batches(verification.split, preprocess, size, torch.device("cpu"), chosen)
+    for start, (batch, _) in zip(range(0, len(chosen), size), batches, strict=True):
         prepared = np.ascontiguousarray(batch.numpy())
         if not np.isfinite(prepared).all():
             raise UserError("the preprocessed images are not finite; check the mean and std they are normalised with")
-        whole = pixels.to_pixels(prepared, verification.preprocess)
-        yield whole if dtype == "uint8" else pixels.normalise(whole, verification.preprocess)
+        whole = pixels.to_pixels(prepared, preprocess)
+        if sum(map(len, _kept_pixels.values())) * whole[0].nbytes < KEPT_BYTES:
+            known.update(zip(chosen[start : start + size].tolist(), whole, strict=True))
+        yield whole
 
 
 def logits(checkpoint: Checkpoint, source: Path, folder: Path, gelu: str, verification: Verification) -> np.ndarray:

@@ -152,3 +152,23 @@ def test_the_command_writes_the_page_and_refuses_two_forms(tmp_path: Path) -> No
     done = subprocess.run([*command, "--md", "--csv"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "give one" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_reports_show_what_changed_and_rows_go_to_tensorboard(report: Report, tmp_path: Path) -> None:
+    slower = tuple(
+        msgspec.structs.replace(row, rounds_s=tuple(tuple(2 * value for value in turn) for turn in row.rounds_s))
+        for row in report.measurements
+    )
+    new = tmp_path / "new.json"
+    msgspec.structs.replace(report, measurements=slower).save(new)
+    command = [sys.executable, "-m", "runtime", "report", str(GOLDEN), str(new), "--html", str(tmp_path / "r.html"),
+               "--logs", str(tmp_path / "logs")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "REGRESSION" in done.stdout
+    text = Seen((tmp_path / "r.html").read_text()).text
+    assert f"What changed since {GOLDEN}" in text
+    assert text.count("REGRESSION") >= len([row for row in report.of(report.models()[0]) if row.valid])
+    rows = [row for model in report.models() for row in report.of(model) if row.valid]
+    assert len(list((tmp_path / "logs").rglob("events.out.tfevents.*"))) == len(rows)

@@ -31,18 +31,25 @@ def trained(folder: Path, *flags: object, model: str = "simplecnn") -> Checkpoin
     return Checkpoint.load(folder / model / "checkpoint.json")
 
 
-def test_training_leaves_a_checkpoint_that_loads(tmp_path: Path) -> None:
-    done = succeed("trainers", "simplecnn", "--artifacts", tmp_path, "--device", "cpu", "--epochs", 2, "--json")
+def test_training_leaves_a_checkpoint_that_loads_and_its_curve(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "artifacts"
+    done = succeed("trainers", "simplecnn", "--artifacts", folder, "--device", "cpu", "--epochs", 2, "--json")
     document = json.loads(done.stdout)
     assert "epoch 2" in done.stderr
     assert "chance 10.0%" in done.stderr
-    record = Checkpoint.load(tmp_path / "simplecnn" / "checkpoint.json")
+    record = Checkpoint.load(folder / "simplecnn" / "checkpoint.json")
     assert document["metrics"]["top1"] == record.metrics.top1 > 50
     assert record.metrics.split == "test"
-    module = load_model(record, tmp_path / "simplecnn")
+    module = load_model(record, folder / "simplecnn")
     assert not module.training
+    events = EventAccumulator(str(tmp_path / "logs" / "simplecnn" / "train"))
+    events.Reload()
+    shown = [round(point.value, 2) for point in events.Scalars("test/accuracy")]
+    assert shown == [round(point.test_top1, 2) for point in record.curve]
     assert sum(p.numel() for p in module.parameters()) == record.parameters
-    assert sorted(p.name for p in (tmp_path / "simplecnn").iterdir()) == ["checkpoint.json", "checkpoint.safetensors"]
+    assert sorted(p.name for p in (folder / "simplecnn").iterdir()) == ["checkpoint.json", "checkpoint.safetensors"]
 
 
 def test_equal_runs_give_equal_bytes_and_a_replaced_checkpoint_is_kept(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from trainers.measure.board import clear
 
 def write(report: Report, folder: Path) -> None:
     """`folder`/<model>/bench/<artifact in engine>, each with what it is and what it took; older ones are replaced."""
-    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard import SummaryWriter, summary
 
+    add: Any = SummaryWriter.add_scalar
     for model in report.models():
         for row in report.of(model):
             if not row.valid:
@@ -23,8 +24,11 @@ def write(report: Report, folder: Path) -> None:
             )
             clear(place)
             with SummaryWriter(str(place)) as writer:
-                add: Any = writer.add_hparams
-                add(_choices(report, row), _results(report, row), run_name=".")
+                results = _results(report, row)
+                for part in summary.hparams(_choices(report, row), results):  # as add_hparams, but in one file
+                    writer.file_writer.add_summary(part)
+                for name, value in results.items():
+                    add(writer, name, value)
 
 
 def _choices(report: Report, row: Measurement) -> dict[str, Any]:
