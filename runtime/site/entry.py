@@ -14,7 +14,6 @@ from runtime.verdict import judge
 from trainers.cli import megabytes
 from trainers.manifest import UserError
 
-GRAPHS = ("onnx", "openvino", "torch")  # kinds of artifact that Netron shows
 NONE = "-"
 
 
