@@ -5,6 +5,7 @@ A report that was carried to another machine has none: its artifacts are not the
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from runtime.compare import Comparison
 from runtime.report import comparison
 from runtime.report.profile import NAME
 from runtime.results import Measurement, Report, Subject
+from trainers.manifest import UserError
 
 LAYERS = 15  # of a profile, the longest
 PROFILES = 3  # of a model, the newest
@@ -99,7 +101,10 @@ def _seconds(row: Measurement) -> float:
 
 
 def _record(subject: Subject) -> Artifact | None:
-    record = Artifact.find(Path(subject.path).with_suffix(".json"))
+    """Its record, where that is there, whole, and of the file that was measured."""
+    record = None
+    with contextlib.suppress(UserError):
+        record = Artifact.find(Path(subject.path).with_suffix(".json"))
     return record if record is not None and record.file.sha256 == subject.sha256 else None
 
 
