@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -172,3 +178,31 @@ def test_two_reports_show_what_changed_and_rows_go_to_tensorboard(report: Report
     assert text.count("REGRESSION") >= len([row for row in report.of(report.models()[0]) if row.valid])
     rows = [row for model in report.models() for row in report.of(model) if row.valid]
     assert len(list((tmp_path / "logs").rglob("events.out.tfevents.*"))) == len(rows)
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_a_table_fits_the_terminal(width: int) -> None:
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    code = f"""if True:
+        from pathlib import Path
+        from runtime.report import table
+        from runtime.results import Report
+        table.show(Report.load(Path({str(GOLDEN)!r})))"""
+    plain = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    done = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=child, stdin=child, env={**plain, "NO_COLOR": "1", "TERM": "xterm"}
+    )
+    os.close(child)
+    shown = ""
+    with contextlib.suppress(OSError):  # the other side is closed
+        while True:
+            shown += os.read(parent, 4096).decode()
+    os.close(parent)
+    assert done.wait(60) == 0
+    rows = [line for line in shown.splitlines() if line.startswith((" onnxruntime", " eager"))]
+    assert len(rows) == 3
+    assert max(map(len, rows)) <= width
+    assert all("dynamo-exact" in row or "torch-exact" in row for row in rows), "no name is cut"
+    assert ("left out" in shown) == (width < 200)
+    assert "\x1b[3" not in shown, "NO_COLOR"

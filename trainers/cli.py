@@ -18,10 +18,12 @@ from trainers.manifest import CheckFailed, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 T = TypeVar("T")
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+ANY = 10_000  # letters: wider than every table
 COMPLETING = "_ARGCOMPLETE"  # set by a shell that wants to know what could come next
 
 
@@ -189,19 +191,41 @@ def progress() -> Iterator[Any]:
         yield made
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False) -> None:
-    """Print an aligned table; a column marked with `>` is right-aligned."""
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False,
+    spare: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Print an aligned table; a column marked with `>` is right-aligned.
+
+    On a terminal that is too narrow the columns in `spare` are left out, the first of them first, and that is said.
+    """
+    shown, lines, missing = console(stderr), [tuple(row) for row in rows], []
+    left = list(range(len(columns)))
+    made = _table(title, columns, lines, left)
+    for name in spare:
+        if not shown.is_terminal or shown.measure(made, options=shown.options.update(width=ANY)).maximum <= shown.width:
+            break
+        left = [place for place in left if columns[place] != name]
+        missing.append(name.replace(">", ""))
+        made = _table(title, columns, lines, left)
+    shown.print(made)
+    if missing:
+        shown.print(f"left out, for the terminal is narrow: {', '.join(missing)}", markup=False)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int]) -> Table:
+    """The columns at these places."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if ">" in column else "left"
-        made.add_column(column.replace(">", ""), justify=justify, no_wrap=True, overflow="fold")
+    for place in places:
+        justify: Literal["left", "right"] = "right" if ">" in columns[place] else "left"
+        made.add_column(columns[place].replace(">", ""), justify=justify, no_wrap=True, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
-    console(stderr).print(made)
+        made.add_row(*(Text(row[place]) for place in places))
+    return made
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

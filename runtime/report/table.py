@@ -13,6 +13,16 @@ from trainers.cli import console, megabytes, table
 COLUMNS = ("backend", "variant", "batch>", "p50 ms>", "p90 ms>", "times faster>", "95% interval>", "top-1 drop>",
            "size>", "memory>", "build s>", "outputs", "verdict")  # fmt: skip
 SWEPT = ("threads>", "regime")  # columns for what varies in this run
+SPARE = (
+    "build s>",
+    "memory>",
+    "p90 ms>",
+    "outputs",
+    "size>",
+    "batch>",
+    "95% interval>",
+    "top-1 drop>",
+)  # in this order
 UNKNOWN = "-"
 
 
@@ -22,7 +32,7 @@ def show(report: Report, *, stderr: bool = False) -> None:
         rows = [row for row in report.of(model) if row.valid]
         if rows:
             lines = [cells(report, model, row) for row in ordered(rows)]
-            table(title(report, model), columns(report), lines, stderr=stderr)
+            table(title(report, model), columns(report), lines, stderr=stderr, spare=SPARE)
     shown = console(stderr=stderr)
     for line in (*withheld(report), *failures(report)):
         shown.print(line, markup=False)
