@@ -11,13 +11,14 @@ from trainers import cli
 COLUMNS = (
     "variant", ">size", ">max error", ">cosine", ">agree", ">top-1", ">drop [95%], points", ">p", "verdict",
 )  # fmt: skip
+SPARE = (">p", ">max error", ">cosine", ">agree", ">top-1")  # in this order, on a narrow terminal
 UNKNOWN = "-"
 INFORMATIVE = 15.0  # percent: a checkpoint below it has little accuracy to lose
 
 
 def show(artifacts: Sequence[Artifact], *, stderr: bool = False) -> None:
     """Print one row an artifact; all are of one model, judged on the same images."""
-    cli.table(title(artifacts), COLUMNS, rows(artifacts), stderr=stderr)
+    cli.table(title(artifacts), COLUMNS, rows(artifacts), stderr=stderr, spare=SPARE)
 
 
 def markdown(artifacts: Sequence[Artifact]) -> str:

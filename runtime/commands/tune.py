@@ -92,7 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
     shown = cli.console(stderr=arguments.json)
     tried = f"{len(search.candidates)} candidates in {search.spent_s:.0f} s"
     title = f"{search.question.model}: {tried}; times faster than fp32 in ONNX Runtime"
-    cli.table(title, tables.COLUMNS, tables.rows(job.checkpoint.model, search.candidates), stderr=arguments.json)
+    cli.table(title, tables.COLUMNS, tables.rows(job.checkpoint.model, search.candidates), stderr=arguments.json,
+              spare=tables.SPARE)  # fmt: skip
     for name, reason in search.failures.items():
         shown.print(f"not made: {name}: {reason}", markup=False)
     if winner is None:

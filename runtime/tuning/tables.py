@@ -15,6 +15,7 @@ from trainers.cli import megabytes
 from trainers.stats import Estimate
 
 COLUMNS = ("best", "form", "engine", ">ms", ">times faster", ">top-1 drop", ">size", "came to")
+SPARE = ("came to", ">size", ">times faster")  # in this order, on a narrow terminal
 REASON = 60  # characters of why a candidate is out; the trace has all
 
 
