@@ -35,5 +35,5 @@ def test_a_model_of_ones_own_is_deployed(tmp_path: Path) -> None:
             assert not (tmp_path / "artifacts").exists()
         said += done.stdout
     assert "fastest verified variant" in said
-    assert re.search(r"^cats +\d", said, re.M), "the bundle names classes"
+    assert re.search(r"^my-images/test/cats/0.jpg: (cats|dogs) \d", said, re.M), "the bundle names classes"
     assert (tmp_path / "artifacts" / "reports" / "report.html").is_file()
