@@ -23,8 +23,8 @@ def measure(before: Path, after: Path, images: Iterable[np.ndarray], precision: 
     Relu part of the layer before it, what that Relu would have cut off does not count.
     """
     models = read(before), read(after)
-    clipped = _clipped(*models)
-    shared = [name for name in _activations(models[1]) if name in set(_activations(models[0]))]
+    clipped, known = _clipped(*models), set(_activations(models[0]))
+    shared = [name for name in _activations(models[1]) if name in known]
     sessions = [_exposing(model, shared, kind) for model, kind in zip(models, ("fp32", precision), strict=True)]
     squares = np.zeros((2, len(shared)))  # of the differences, of the values
     for batch in images:
