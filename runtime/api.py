@@ -128,9 +128,9 @@ def _input(found: Found) -> tuple[tuple[int | None, ...], str]:
 def _engine(name: str, found: Found) -> Backend:
     """The backend of that name. Raises UserError when it is not one that computes with such a file."""
     engine = backends.get(name)
-    if not engine.computes or found.kind not in engine.formats:
+    if not engine.computes or not backends.serves(engine, found):
         able = [other for other in backends.names()
-                if backends.get(other).computes and found.kind in backends.get(other).formats]  # fmt: skip
+                if backends.get(other).computes and backends.serves(backends.get(other), found)]  # fmt: skip
         raise UserError(f"{name} does not run {found.path.name}; choose backend= from {', '.join(able)}")
     return engine
 

@@ -62,7 +62,8 @@ class Backend(Protocol):
 
     `formats` are the artifact kinds it loads, `packages` the distributions whose version names the engine, `options`
     what `--option key=value` may set: the values allowed for each key, the default first. `computes` is False for the
-    null backend alone, whose outputs mean nothing.
+    null backend alone, whose outputs mean nothing. A backend that is for few of the forms of a model says which by a
+    function `takes(record)`; no rows are made of the others.
     """
 
     formats: tuple[str, ...]

@@ -93,7 +93,7 @@ class Bench:
             Contender(target, name, options, plan, threads=threads)
             for target in self._targets
             for name in plan.backends
-            if name not in self._unavailable and target.found.kind in backends.get(name).formats
+            if name not in self._unavailable and backends.serves(backends.get(name), target.found)
             for options in own_options(backends.get(name), plan.options)
         ]
 

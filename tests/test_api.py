@@ -92,7 +92,7 @@ def test_importing_loads_nothing_and_the_names_no_framework() -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_answers_like_pytorch_at_any_batch_size(made: Path, reference: Reference, name: str) -> None:
     for found in find(made):
-        if found.kind not in backends.get(name).formats:
+        if not backends.serves(backends.get(name), found):
             continue
         assert found.record
         with load(found.path, backend=name, device="cpu", threads=1) as model:
@@ -159,7 +159,7 @@ def test_images_may_lie_in_memory_as_they_like(made: Path, reference: Reference,
 @pytest.mark.parametrize("name", ENGINES)
 def test_many_threads_get_their_own_answers(made: Path, reference: Reference, name: str) -> None:
     """More batch sizes than are kept, unless each is compiled: sessions come and go while others wait for them."""
-    found = next(found for found in find(made) if found.kind in backends.get(name).formats)
+    found = next(found for found in find(made) if backends.serves(backends.get(name), found))
     sizes = (1, 2) if name in ("compiled", "aoti") else tuple(range(1, sessions.KEPT + 3))
     wrong: list[str] = []
     with load(found.path, backend=name, device="cpu", threads=1) as model:

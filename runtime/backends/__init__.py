@@ -9,11 +9,14 @@ import importlib.metadata
 import importlib.util
 import pkgutil
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from runtime.backend import Backend
 from trainers import manifest
 from trainers.cli import choose
+
+if TYPE_CHECKING:
+    from export.artifact import Found
 
 
 def names() -> list[str]:
@@ -24,6 +27,12 @@ def names() -> list[str]:
 def get(name: str) -> Backend:
     """The backend of that name; its engine is not imported. Raises UserError naming the nearest known one."""
     return cast(Backend, importlib.import_module(f"{__name__}.{choose(name, names(), 'backend')}"))
+
+
+def serves(backend: Backend, found: Found) -> bool:
+    """Whether the backend is for such a file: of its formats, and of the forms that it takes where it takes few."""
+    takes = getattr(backend, "takes", None)
+    return found.kind in backend.formats and (takes is None or found.record is None or takes(found.record))
 
 
 def cores(threads: int, options: Mapping[str, str]) -> int:

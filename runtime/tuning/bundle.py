@@ -14,7 +14,7 @@ from runtime import backends, providers
 from runtime.backends import openvino
 from runtime.tuning import runner
 from runtime.tuning.best import Best
-from trainers.manifest import UserError, write_atomic
+from trainers.manifest import UserError, sha256, write_atomic
 
 SCRIPT, MODEL, NEEDS = "run.py", "model.json", "requirements.txt"
 
@@ -29,25 +29,47 @@ def write(folder: Path, best: Best, home: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     for file in record.files:
         shutil.copyfile(file.verify(home), folder / file.path)
+    settings, brought = _native(folder, best, found) if best.backend == "native" else (_settings(best, found), {})
     record.save(folder / f"{found.name}.json")
     shutil.copyfile(runner.__file__, folder / SCRIPT)
-    needs = [_installed(best), f"numpy=={importlib.metadata.version('numpy')}",
+    needs = [*_installed(best), f"numpy=={importlib.metadata.version('numpy')}",
              f"pillow=={importlib.metadata.version('pillow')}"]  # fmt: skip
     write_atomic(folder / NEEDS, ("\n".join(needs) + "\n").encode())
-    write_atomic(folder / MODEL, (json.dumps(described(best, found), indent=1) + "\n").encode())
+    write_atomic(folder / MODEL, (json.dumps(described(best, found, settings, brought), indent=1) + "\n").encode())
     return [f"bundle: {folder}; on the other machine: pip install -r {NEEDS} && python {SCRIPT} PICTURE"]
 
 
-def described(best: Best, found: Found) -> dict[str, Any]:
+def _native(folder: Path, best: Best, found: Found) -> tuple[dict[str, Any], dict[str, str]]:
+    """Bring the project's own kernels, and the program that they run; its settings, and the files' hashes."""
+    import numpy as np
+
+    from runtime.native import layout, library
+    from runtime.native.lower import lower
+    from runtime.native.program import POINTERS
+
+    image = layout.image(lower(found.path), _batch(found), backends.cores(best.question.threads, best.options))
+    shutil.copyfile(library.path(), folder / runner.LIBRARY)
+    np.savez(folder / runner.PROGRAM, memory=image.memory, ops=image.ops)
+    settings = {"threads": image.threads, "logits": image.logits, "pointers": POINTERS,
+                "input": library.Op.source.offset, "needs": library.NEEDED}  # fmt: skip
+    return settings, {name: sha256(folder / name) for name in (runner.LIBRARY, runner.PROGRAM)}
+
+
+def _batch(found: Found) -> int:
+    assert found.record is not None, "what was recommended has a record"
+    return found.record.inputs[0].shape[0] or 1
+
+
+def described(best: Best, found: Found, settings: dict[str, Any], brought: dict[str, str]) -> dict[str, Any]:
     """model.json: everything that the script has to know."""
     record = found.record
     assert record is not None, "what was recommended has a record"
-    preprocess, (fixed, channels, *_) = record.preprocess, record.inputs[0].shape
+    preprocess, (_, channels, *_) = record.preprocess, record.inputs[0].shape
     assert channels is not None, "only the batch size of an artifact is free"
     _, *scaled = stored_shape(channels, preprocess)
     return {
-        "file": record.file.path, "sha256": {file.path: file.sha256 for file in record.files},
-        "engine": best.backend, "settings": _settings(best, found), "batch": fixed or 1,
+        "file": record.file.path, "sha256": {file.path: file.sha256 for file in record.files} | brought,
+        "engine": best.backend, "settings": settings, "batch": _batch(found),
         "prepare": {
             "mode": "L" if channels == 1 else "RGB", "scaled": scaled, "size": preprocess.size,
             "mean": preprocess.mean, "std": preprocess.std, "raw": record.variant.input_dtype == "uint8",
@@ -70,9 +92,11 @@ def _settings(best: Best, found: Found) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _installed(best: Best) -> str:
+def _installed(best: Best) -> list[str]:
     """The engine's package at the version that was measured; a CPU needs no onnxruntime-gpu, which has it inside."""
+    if best.backend == "native":
+        return []
     packages = best.environment.packages
     measured = next(name for name in backends.get(best.backend).packages if name in packages)
     name = "onnxruntime" if best.question.device == "cpu" and best.backend == "onnxruntime" else measured
-    return f"{name}=={packages[measured]}"
+    return [f"{name}=={packages[measured]}"]

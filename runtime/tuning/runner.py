@@ -5,6 +5,7 @@ Needs what requirements.txt names, and nothing else.
 """
 
 import argparse
+import ctypes
 import hashlib
 import json
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 HERE = Path(__file__).resolve().parent
+LIBRARY, PROGRAM = "native.so", "native.npz"  # where the engine is the one that comes along
 Infer = Callable[[np.ndarray], np.ndarray]  # input of the model's shape and type to logits [batch, classes]
 
 
@@ -58,7 +60,35 @@ def openvino(path: str, batch: int, settings: dict[str, Any]) -> Infer:
     return lambda images: np.array(request.infer([images.astype(kind)])[compiled.output(0)], np.float32)
 
 
-ENGINES = {"onnxruntime": onnxruntime, "openvino": openvino}
+def native(path: str, batch: int, settings: dict[str, Any]) -> Infer:
+    """The compiled kernels and the program that lie here; the program's pointers become addresses."""
+    flags = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
+    if missing := [flag for flag in settings["needs"] if flag not in flags]:
+        sys.exit(f"the kernels need Linux and a processor with {', '.join(missing)}; recommend another form there")
+    kernels = ctypes.CDLL(str(HERE / LIBRARY))
+    kernels.native_open.restype = ctypes.c_void_p
+    kernels.native_run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+    stored = np.load(HERE / PROGRAM)
+    room = np.empty(stored["memory"].size + 64, np.uint8)
+    memory = room[-room.ctypes.data % 64 :][: stored["memory"].size]
+    memory[:], ops = stored["memory"], stored["ops"].copy()
+    for offset in settings["pointers"]:
+        pointers = ops[:, offset : offset + 8].view(np.uint64)
+        pointers[pointers > 0] += np.uint64(memory.ctypes.data)
+    place, channels, row = settings["logits"]
+    logits = memory[place : place + 4 * row * batch].view(np.float32).reshape(batch, row)[:, :channels]
+    team, source = kernels.native_open(settings["threads"]), settings["input"]
+
+    def infer(images: np.ndarray) -> np.ndarray:
+        read = np.ascontiguousarray(images, np.float32)
+        ops[0, source : source + 8].view(np.uint64)[0] = read.ctypes.data
+        kernels.native_run(team, ops.ctypes.data, len(ops), None)
+        return logits.copy()
+
+    return infer
+
+
+ENGINES = {"onnxruntime": onnxruntime, "openvino": openvino, "native": native}
 
 
 def prepared(path: Path, prepare: dict[str, Any]) -> np.ndarray:

@@ -114,7 +114,7 @@ class Search:
             if target is None:
                 continue
             for backend in names or self.question.engines:
-                if backend != BASELINE and target.found.kind in backends.get(backend).formats:
+                if backend != BASELINE and backends.serves(backends.get(backend), target.found):
                     self._enter(target, backend, {})
 
     def _is_entered(self, form: Variant) -> bool:

@@ -1,0 +1,70 @@
+"""A program: an image of memory that a team of threads runs. It needs numpy and the compiled kernels, nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from runtime.native.library import Op
+
+ALIGNED = 64
+POINTERS = [getattr(Op, name).offset for name, kind, *_ in Op._fields_ if kind is ctypes.c_void_p]  # where in an op
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """A network as bytes that can lie anywhere, on disk too: pointers in `ops` are places in `memory`, 0 is none.
+
+    `steps` are the fused steps that the ops belong to; `logits` the output's place, channels and row.
+    """
+
+    memory: np.ndarray  # uint8
+    ops: np.ndarray  # uint8 [ops, bytes of an op]
+    steps: tuple[int, ...]
+    batch: int
+    threads: int
+    logits: tuple[int, int, int]
+
+
+class Program:
+    """An image at its place in memory, ready to run by `kernels`, the compiled library."""
+
+    def __init__(self, image: Image, kernels: Any) -> None:
+        self.threads, self.steps = image.threads, image.steps
+        room = np.empty(len(image.memory) + ALIGNED, np.uint8)
+        start = -room.ctypes.data % ALIGNED
+        self._memory = room[start : start + len(image.memory)]
+        self._memory[:] = image.memory
+        self._ops = image.ops.copy()
+        for offset in POINTERS:
+            pointers = self._ops[:, offset : offset + 8].view(np.uint64)
+            pointers[pointers > 0] += np.uint64(self._memory.ctypes.data)
+        place, channels, row = image.logits
+        logits = self._memory[place : place + 4 * row * image.batch].view(np.float32)
+        self.logits = logits.reshape(image.batch, row)[:, :channels]
+        self._kernels = kernels
+        self._team: Any = kernels.native_open(self.threads)
+        self._call = (self._team, self._ops.ctypes.data, len(self._ops), ctypes.POINTER(ctypes.c_int64)())
+        self._run = kernels.native_run
+
+    def bind(self, images: np.ndarray) -> None:
+        """Let `images`, float32 [batch, channels, height, width] and contiguous, be what the next runs read."""
+        self._images = images
+        self._ops[0, Op.source.offset : Op.source.offset + 8].view(np.uint64)[0] = images.ctypes.data
+
+    def run(self) -> None:
+        self._run(*self._call)
+
+    def profile(self) -> list[float]:
+        """Run once; the seconds of each op."""
+        times = np.zeros(len(self._ops), np.int64)
+        self._run(*self._call[:3], times.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)))
+        return [float(time) / 1e9 for time in times]
+
+    def close(self) -> None:
+        if self._team:
+            self._kernels.native_close(self._team)
+            self._team = None
