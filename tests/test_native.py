@@ -15,6 +15,7 @@ from commands import succeed
 
 from export.artifact import Found, find, open_file
 from runtime import backends
+from runtime.attest.native import attest
 from runtime.backend import BackendError
 from runtime.backends import native
 from runtime.native import layout, library
@@ -114,6 +115,22 @@ def test_it_computes_what_onnxruntime_computes(made: Path, model: str, batch: in
         steps = np.abs(got - expected).max() / np.ptp(expected)
         assert steps < 0.02
         assert np.mean(got == expected) > 0.9
+
+
+@needs_kernels
+def test_bf16_is_close_and_said(made: Path) -> None:
+    if not library.has_bf16():
+        pytest.skip(f"the processor has no {library.BF16}")
+    found = int8(made, "convnext")
+    x = images(found, 3)
+    session = native.load(found, device="cpu", threads=2, batch=3, options={"precision": "bf16"})
+    session.bind(x)
+    session.step()
+    got, plain = session.fetch(), logits(found, x, 2)
+    assert not np.array_equal(got, plain)
+    assert (got * plain).sum() / np.sqrt((got**2).sum() * (plain**2).sum()) > 0.999
+    assert attest(session, found).operators["Conv"].keys() == {"int8", "bf16"}
+    session.close()
 
 
 @needs_kernels

@@ -1,10 +1,11 @@
-"""This project's own kernels for int8 files on a CPU with AVX-512 VNNI: see runtime/native."""
+"""This project's own kernels for int8 files on a CPU with AVX-512 VNNI: see runtime/native and docs/native.md."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from runtime.backend import BackendError
 from runtime.backends import cores
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 formats = ("onnx",)
 packages = ("fastform",)
-options: Mapping[str, tuple[str, ...]] = {"cores": ("all", "1")}
+options: Mapping[str, tuple[str, ...]] = {
+    "precision": ("own", "bf16"),  # of what the file leaves in float; own: as the record says
+    "cores": ("all", "1"),
+}
 computes = True
 
 
@@ -58,6 +62,10 @@ def load(artifact: Found, *, device: str, threads: int, batch: int, options: Map
 
     kernels = library.load()
     lowered = lower(artifact.path)
-    program = Program(layout.image(lowered, batch, cores(threads, options)), kernels)
-    attested = {"engine": "native", "steps": str(len(lowered.steps)), "threads": str(program.threads)}
+    half = options.get("precision") == "bf16"
+    if half and not library.has_bf16():
+        raise BackendError(f"precision=bf16 needs a processor with {library.BF16}")
+    program = Program(layout.image(lowered, batch, cores(threads, options), half=half), kernels)
+    attested = {"engine": "native", "steps": str(len(lowered.steps)), "threads": str(program.threads),
+                "floats": "bf16" if half else "fp32"}  # fmt: skip
     return NativeSession(program, lowered, attested)

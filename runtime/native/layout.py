@@ -14,12 +14,13 @@ from runtime.native.steps import Convolution, Depthwise, Lowered, Map, Maximum, 
 LANES = 16  # floats in a vector
 PANEL = 64  # channels that the convolution kernel takes at once
 FEW = 32  # up to so many channels of a long input, a dot product for each is faster
+HALF_MOST = 6e4  # what a half float can hold
 SLACK = 4 * PANEL  # bytes behind everything, for kernels read whole vectors
 
 
-def image(lowered: Lowered, batch: int, threads: int) -> Image:
-    """A network for one batch size and number of threads."""
-    return _Layout(lowered, batch, threads).image()
+def image(lowered: Lowered, batch: int, threads: int, *, half: bool = False) -> Image:
+    """A network for one batch size and number of threads. `half`: what the file leaves in float is computed in bf16."""
+    return _Layout(lowered, batch, threads, half).image()
 
 
 class _Layout:
@@ -28,8 +29,8 @@ class _Layout:
     A buffer belongs to maps of one shape and border, one after the other: what lies in a border is written once.
     """
 
-    def __init__(self, lowered: Lowered, batch: int, threads: int) -> None:
-        self.lowered, self.batch, self.threads = lowered, batch, threads
+    def __init__(self, lowered: Lowered, batch: int, threads: int, half: bool) -> None:
+        self.lowered, self.batch, self.threads, self.half = lowered, batch, threads, half
         self._parts: list[np.ndarray] = []
         self._end = ALIGNED  # no place is 0, which is null
         self._sums: dict[int, int] = {}  # by the id of the map
@@ -175,16 +176,17 @@ class _Layout:
         )  # fmt: skip
 
     def _depthwise(self, step: Depthwise) -> Op:
-        joined, channels, height, width = step.weights.shape
+        joined, channels = step.weights.shape[:2]
         together = 1 if joined % 2 else 2
         groups = _groups(channels)
-        values = np.concatenate([step.weights.reshape(joined, channels, -1), step.bias[:, :, None]], axis=2)
-        padded = np.zeros((joined, groups * LANES, height * width + 1), np.float32)
+        taps = _pairs(step.weights) if self.half else step.weights
+        values = np.concatenate([taps.reshape(joined, channels, -1), step.bias[:, :, None]], axis=2)
+        padded = np.zeros((joined, groups * LANES, values.shape[2]), np.float32)
         padded[:, :channels] = values
         packed = padded.reshape(joined // together, together, groups, LANES, -1).transpose(0, 2, 4, 1, 3)
         sums = self._sums[id(step.target)] = self._keep(np.zeros((self.batch, self.threads, 2)))
         return self._op(
-            Kind.DEPTHWISE, step, multiplier=joined, weights=self._keep(packed), sums=sums,
+            Kind.DEPTHWISE, step, multiplier=joined, half=self.half, weights=self._keep(packed), sums=sums,
             **self._window(step.source, step.window),
         )  # fmt: skip
 
@@ -199,9 +201,10 @@ class _Layout:
         weight, bias = step.weight, step.bias
         if not target.wide:
             weight, bias = weight / np.float32(target.scale), bias / np.float32(target.scale) + np.float32(target.zero)
+        kind = np.float16 if self.half and max(np.abs(weight).max(), np.abs(bias).max()) < HALF_MOST else np.float32
         return [*before, self._op(
-            Kind.NORM, step, epsilon=step.epsilon, sums=sums,
-            weights=self._keep(_blocks(weight)), bias=self._keep(_blocks(bias)),
+            Kind.NORM, step, epsilon=step.epsilon, sums=sums, half=kind is np.float16,
+            weights=self._keep(_blocks(weight).astype(kind)), bias=self._keep(_blocks(bias).astype(kind)),
         )]  # fmt: skip
 
 
@@ -238,6 +241,14 @@ def _outer(of: Map) -> tuple[int, int, int]:
     """Channels, height and width with the border."""
     top, left, bottom, right = of.padding
     return of.channels, of.height + top + bottom, of.width + left + right
+
+
+def _pairs(weights: np.ndarray) -> np.ndarray:
+    """Kernels as bf16, two taps of a row in each float's bits; an odd row gets a zero."""
+    bits = np.ascontiguousarray(weights, np.float32).view(np.uint32)
+    halves = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # rounded to the nearest, ties to even
+    even = np.pad(halves, [(0, 0)] * 3 + [(0, halves.shape[3] % 2)])
+    return np.ascontiguousarray(even).view(np.float32)
 
 
 def _room(size: int) -> int:

@@ -22,6 +22,7 @@ FLAGS = (
     "-std=c++20", "-O3", "-march=x86-64-v4", "-mavx512vnni", "-mavx512vbmi", "-mtune=native", "-shared", "-fPIC",
     "-pthread", "-static-libstdc++", "-static-libgcc", "-w",
 )  # fmt: skip
+BF16 = "avx512_bf16"
 NEEDED = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni", "avx512vbmi")
 HERE = Path(__file__).parent
 
@@ -46,7 +47,7 @@ class Op(ctypes.Structure):
         *((name, ctypes.c_int32) for name in (
             "kind", "images", "height", "width", "channels", "depth", "taps", "kernel_height", "kernel_width",
             "stride_height", "stride_width", "in_channels", "multiplier", "in_row", "in_block", "in_image", "out_row",
-            "out_block", "out_image", "residual_block", "wide", "added", "quantized", "zero",
+            "out_block", "out_image", "residual_block", "wide", "half", "added", "quantized", "zero",
             "residual_zero", "out_zero",
         )),
         *((name, ctypes.c_float) for name in ("scale", "residual_scale", "out_scale", "epsilon")),
@@ -75,6 +76,11 @@ def unusable() -> str | None:
     return None
 
 
+def has_bf16() -> bool:
+    """Whether the processor multiplies bf16: not all that have VNNI do."""
+    return BF16 in _flags()
+
+
 @functools.cache
 def _flags() -> frozenset[str]:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -97,10 +103,14 @@ def path() -> Path:
     sources = sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp")])
     text = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     machine = (manifest.cpu(), " ".join(sorted(_flags())))
-    made = engine_cache.path("native", ".so", text, " ".join(FLAGS), str(compiler()), *machine)
+    made = engine_cache.path("native", ".so", text, " ".join(_options()), str(compiler()), *machine)
     if not made.is_file():
         _compile(made)
     return made
+
+
+def _options() -> tuple[str, ...]:
+    return (*FLAGS, "-mavx512bf16") if has_bf16() else FLAGS
 
 
 def _compile(made: Path) -> None:
@@ -109,7 +119,7 @@ def _compile(made: Path) -> None:
         raise BackendError("no C++ compiler found; install g++, or name one by CXX")
     with tempfile.TemporaryDirectory(dir=made.parent, prefix=".build-") as folder:
         built = Path(folder) / made.name
-        done = subprocess.run([program, *FLAGS, str(HERE / "native.cpp"), "-o", str(built)],
+        done = subprocess.run([program, *_options(), str(HERE / "native.cpp"), "-o", str(built)],
                               capture_output=True, text=True, check=False)  # fmt: skip
         if done.returncode:
             errors = [line.strip() for line in done.stderr.splitlines() if "error" in line]

@@ -1,8 +1,20 @@
 // What is not a matrix product: depthwise convolutions and norms in float, pooling, and quantizing the image.
 #pragma once
 #include <cmath>
+#include <vector>
 
 #include "parts.h"
+
+// Writes what a depthwise row has: its outputs, and their part of the sums that a norm needs.
+template <int COLUMNS, int OUTPUTS>
+inline void depthwise_write(const __m512 (&sums)[OUTPUTS][COLUMNS], float* out, long apart, __m512* sum, __m512* squares) {
+    for (int j = 0; j < OUTPUTS; j++)
+        for (int c = 0; c < COLUMNS; c++) {
+            _mm512_storeu_ps(out + j * apart + c * LANES, sums[j][c]);
+            *sum = _mm512_add_ps(*sum, sums[j][c]);
+            *squares = _mm512_fmadd_ps(sums[j][c], sums[j][c], *squares);
+        }
+}
 
 // One row of 16 channels x OUTPUTS depthwise outputs, COLUMNS at once.
 template <int WIDTH, int STRIDE, int COLUMNS, int OUTPUTS>
@@ -23,49 +35,100 @@ inline void depthwise_columns(const Op& op, const float* in, const float* weight
                 for (int j = 0; j < OUTPUTS; j++) sums[j][c] = _mm512_fmadd_ps(x, w[j], sums[j][c]);
             }
         }
-    for (int j = 0; j < OUTPUTS; j++)
-        for (int c = 0; c < COLUMNS; c++) {
-            _mm512_storeu_ps(out + j * apart + c * LANES, sums[j][c]);
-            *sum = _mm512_add_ps(*sum, sums[j][c]);
-            *squares = _mm512_fmadd_ps(sums[j][c], sums[j][c], *squares);
-        }
+    depthwise_write(sums, out, apart, sum, squares);
 }
 
+#ifdef __AVX512BF16__
+// The same in bf16, two taps of a row at once: the input has, for each column, itself and its right neighbour.
 template <int WIDTH, int STRIDE, int COLUMNS, int OUTPUTS>
+inline void depthwise_pairs(const Op& op, const float* in, const float* weights, float* out, long apart, __m512* sum,
+                            __m512* squares) {
+    constexpr int PAIRS = (WIDTH + 1) / 2;
+    __m512 sums[OUTPUTS][COLUMNS];
+    const float* bias = weights + static_cast<long>(OUTPUTS) * op.kernel_height * PAIRS * LANES;
+    for (int j = 0; j < OUTPUTS; j++)
+        for (auto& value : sums[j]) value = _mm512_loadu_ps(bias + j * LANES);
+    for (int y = 0; y < op.kernel_height; y++, in += op.in_row, weights += OUTPUTS * PAIRS * LANES)
+#pragma GCC unroll 4
+        for (int k = 0; k < PAIRS; k++) {
+            __m512bh w[OUTPUTS];
+            for (int j = 0; j < OUTPUTS; j++) w[j] = (__m512bh)_mm512_loadu_ps(weights + (k * OUTPUTS + j) * LANES);
+#pragma GCC unroll 7
+            for (int c = 0; c < COLUMNS; c++) {
+                const __m512bh x = (__m512bh)_mm512_loadu_ps(in + (c * STRIDE + 2 * k) * LANES);
+                for (int j = 0; j < OUTPUTS; j++) sums[j][c] = _mm512_dpbf16_ps(sums[j][c], x, w[j]);
+            }
+        }
+    depthwise_write(sums, out, apart, sum, squares);
+}
+
+// Rows of floats as such pairs; the last column has no neighbour.
+inline void paired(const Op& op, const float* in, float* out, long rows) {
+    const long columns = op.in_row / LANES;
+    for (long y = 0; y < rows; y++, in += op.in_row, out += op.in_row) {
+        __m512i next = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(in)));
+        for (long x = 0; x < columns; x++) {
+            const __m512i own = next;
+            next = x + 1 == columns ? _mm512_setzero_si512()
+                : _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(in + (x + 1) * LANES)));
+            _mm512_storeu_si512(out + x * LANES, _mm512_or_si512(own, _mm512_slli_epi32(next, 16)));
+        }
+    }
+}
+#endif
+
+template <bool HALF, int WIDTH, int STRIDE, int COLUMNS, int OUTPUTS>
+inline void depthwise_part(const Op& op, const float* in, const float* weights, float* out, long apart, __m512* sum,
+                           __m512* squares) {
+#ifdef __AVX512BF16__
+    if constexpr (HALF) return depthwise_pairs<WIDTH, STRIDE, COLUMNS, OUTPUTS>(op, in, weights, out, apart, sum, squares);
+#endif
+    depthwise_columns<WIDTH, STRIDE, COLUMNS, OUTPUTS>(op, in, weights, out, apart, sum, squares);
+}
+
+template <bool HALF, int WIDTH, int STRIDE, int COLUMNS, int OUTPUTS>
 void depthwise_row(const Op& op, const float* in, const float* weights, float* out, long apart, __m512* sum,
                    __m512* squares) {
     int column = 0;
     for (; column + COLUMNS <= op.width; column += COLUMNS)
-        depthwise_columns<WIDTH, STRIDE, COLUMNS, OUTPUTS>(op, in + column * STRIDE * LANES, weights, out + column * LANES,
-                                                           apart, sum, squares);
+        depthwise_part<HALF, WIDTH, STRIDE, COLUMNS, OUTPUTS>(op, in + column * STRIDE * LANES, weights,
+                                                              out + column * LANES, apart, sum, squares);
     for (; column < op.width; column++)
-        depthwise_columns<WIDTH, STRIDE, 1, OUTPUTS>(op, in + column * STRIDE * LANES, weights, out + column * LANES, apart,
-                                                     sum, squares);
+        depthwise_part<HALF, WIDTH, STRIDE, 1, OUTPUTS>(op, in + column * STRIDE * LANES, weights, out + column * LANES,
+                                                        apart, sum, squares);
 }
 
 using Row = void (*)(const Op&, const float*, const float*, float*, long, __m512*, __m512*);
 
-template <int WIDTH, int OUTPUTS>
+template <bool HALF, int WIDTH, int OUTPUTS>
 inline Row depthwise_strided(int stride) {
-    return stride == 1 ? depthwise_row<WIDTH, 1, 7, OUTPUTS> : depthwise_row<WIDTH, 2, 4, OUTPUTS>;
+    return stride == 1 ? depthwise_row<HALF, WIDTH, 1, 7, OUTPUTS> : depthwise_row<HALF, WIDTH, 2, 4, OUTPUTS>;
 }
 
-template <int OUTPUTS>
+template <bool HALF, int OUTPUTS>
 inline Row depthwise_kernel(const Op& op) {
     switch (op.kernel_width) {
-        case 3: return depthwise_strided<3, OUTPUTS>(op.stride_width);
-        case 5: return depthwise_strided<5, OUTPUTS>(op.stride_width);
-        default: return depthwise_strided<7, OUTPUTS>(op.stride_width);
+        case 3: return depthwise_strided<HALF, 3, OUTPUTS>(op.stride_width);
+        case 5: return depthwise_strided<HALF, 5, OUTPUTS>(op.stride_width);
+        default: return depthwise_strided<HALF, 7, OUTPUTS>(op.stride_width);
     }
+}
+
+inline Row depthwise_kernel(const Op& op, int together) {
+    if (op.half) return together == 2 ? depthwise_kernel<true, 2>(op) : depthwise_kernel<true, 1>(op);
+    return together == 2 ? depthwise_kernel<false, 2>(op) : depthwise_kernel<false, 1>(op);
 }
 
 // Output channel j * in_channels + c is the j-th of channel c. Weights: [1 or 2 outputs together][16 channels]
 // [kernel row][kernel column][output][16], the biases behind. The sums that a norm needs are taken on the way.
 inline void depthwise(const Op& op, Share share) {
     const int together = op.multiplier % 2 ? 1 : 2;
-    const Row row = together == 2 ? depthwise_kernel<2>(op) : depthwise_kernel<1>(op);
+    const Row row = depthwise_kernel(op, together);
     const long groups = (op.in_channels + LANES - 1) / LANES, blocks = groups * (op.multiplier / together);
-    const long size = static_cast<long>(together) * LANES * (op.kernel_height * op.kernel_width + 1);
+    const int taps = op.half ? (op.kernel_width + 1) / 2 : op.kernel_width;  // that a vector of weights has for itself
+    const long size = static_cast<long>(together) * LANES * (op.kernel_height * taps + 1);
+    static thread_local std::vector<float> pairs;
+    long paired_from = -1;  // the unit whose map is in pairs, from that unit's row on
     const long apart = groups * op.out_block;
     double* sums = op.sums + 2 * share.thread;  // of image 0
     for (int i = 0; i < op.images; i++) sums[2 * i * share.threads] = sums[2 * i * share.threads + 1] = 0;
@@ -76,6 +139,18 @@ inline void depthwise(const Op& op, Share share) {
         const float* in = static_cast<const float*>(op.in) + image * op.in_image + group * op.in_block +
                           y * op.stride_height * op.in_row;
         float* out = static_cast<float*>(op.out) + image * op.out_image + j * apart + group * op.out_block + y * op.out_row;
+#ifdef __AVX512BF16__
+        if (op.half) {
+            if (paired_from < 0 || y == 0) {
+                const long last = std::min<long>(op.height, y + share.last(units) - unit) - 1;
+                const long rows = (last - y) * op.stride_height + op.kernel_height;
+                pairs.resize(std::max<size_t>(pairs.size(), rows * op.in_row + LANES));
+                paired(op, in, pairs.data(), rows);
+                paired_from = y;
+            }
+            in = pairs.data() + (y - paired_from) * op.stride_height * op.in_row;
+        }
+#endif
         __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
         row(op, in, static_cast<const float*>(op.weights) + block * size, out, apart, &sum, &squares);
         sums[2 * image * share.threads] += _mm512_reduce_add_ps(sum);
@@ -105,6 +180,12 @@ inline void statistics(const Op& op, Share share) {
     }
 }
 
+// 16 floats that are stored as such or as half floats.
+inline __m512 stored(const void* from, long at, bool half) {
+    if (!half) return _mm512_loadu_ps(static_cast<const float*>(from) + at);
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(from) + at)));
+}
+
 // (x - mean) / std * weight + bias over a whole image, with one weight and bias a position, [row][channel / 16][column][16];
 // a quantized output's scale and zero point are already in them.
 inline void norm(const Op& op, Share share) {
@@ -123,13 +204,13 @@ inline void norm(const Op& op, Share share) {
         for (long unit = share.first(op.height * groups); unit < share.last(op.height * groups); unit++) {
             const long y = unit / groups, group = unit % groups;
             const float* in = static_cast<const float*>(op.in) + image * op.in_image + group * op.in_block + y * op.in_row;
-            const float* weight = static_cast<const float*>(op.weights) + unit * op.width * LANES;
-            const float* bias = static_cast<const float*>(op.bias) + unit * op.width * LANES;
+            const long at = unit * op.width * LANES;
             const long out = image * op.out_image + y * op.out_row + group * op.out_block;
             const __mmask16 mask = lanes(static_cast<int>(op.channels - group * LANES));
             for (int x = 0; x < op.width; x++) {
                 const __m512 normal = _mm512_fmadd_ps(_mm512_loadu_ps(in + x * LANES), scale, shift);
-                const __m512 value = _mm512_fmadd_ps(normal, _mm512_loadu_ps(weight + x * LANES), _mm512_loadu_ps(bias + x * LANES));
+                const __m512 value = _mm512_fmadd_ps(normal, stored(op.weights, at + x * LANES, op.half),
+                                                     stored(op.bias, at + x * LANES, op.half));
                 if (op.wide) _mm512_storeu_ps(static_cast<float*>(op.out) + out + x * LANES, value);
                 else store(static_cast<uint8_t*>(op.out) + out + static_cast<long>(x) * op.channels, mask,
                            bytes(_mm512_cvtps_epi32(value)));

@@ -16,6 +16,7 @@ struct Op {
     int32_t in_row, in_block, in_image;          // from one row, 16 channels, image to the next
     int32_t out_row, out_block, out_image, residual_block;
     int32_t wide;                                // the output is float, not uint8
+    int32_t half;                                // a depthwise convolution in bf16; a norm's weights as half floats
     int32_t added;                               // what is added before the output: 0 nothing, 1 uint8, 2 float
     int32_t quantized;                           // a mean's input is uint8
     int32_t zero, residual_zero, out_zero;       // zero points: of the sum, of what is added, of the output

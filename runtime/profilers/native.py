@@ -19,6 +19,7 @@ WARM = 3  # runs before the first that counts
 def take(session: Session, found: Found, runs: int, stem: Path) -> Taken:
     """One entry a step; a norm's sums count to the norm."""
     program, steps = session.program, session.lowered.steps  # type: ignore[attr-defined]  # a NativeSession
+    floats = session.attested["floats"]
     times: dict[int, list[float]] = defaultdict(list)
     for run in range(WARM + runs):
         spent: dict[int, float] = defaultdict(float)
@@ -29,7 +30,7 @@ def take(session: Session, found: Found, runs: int, stem: Path) -> Taken:
     return Taken(kernels=tuple(
         Kernel(
             name="+".join(step.names), operator=type(step).__name__, seconds=middle(times[index]), nodes=step.names,
-            precision="fp32" if isinstance(step, Depthwise | Norm) else "int8",
+            precision=floats if isinstance(step, Depthwise | Norm) else "int8",
         )
         for index, step in enumerate(steps)
     ))  # fmt: skip

@@ -47,11 +47,14 @@ def _native(folder: Path, best: Best, found: Found) -> tuple[dict[str, Any], dic
     from runtime.native.lower import lower
     from runtime.native.program import POINTERS
 
-    image = layout.image(lower(found.path), _batch(found), backends.cores(best.question.threads, best.options))
+    half = best.options.get("precision") == "bf16"
+    threads = backends.cores(best.question.threads, best.options)
+    image = layout.image(lower(found.path), _batch(found), threads, half=half)
     shutil.copyfile(library.path(), folder / runner.LIBRARY)
     np.savez(folder / runner.PROGRAM, memory=image.memory, ops=image.ops)
+    needs = [*library.NEEDED, *([library.BF16] if half else [])]
     settings = {"threads": image.threads, "logits": image.logits, "pointers": POINTERS,
-                "input": library.Op.source.offset, "needs": library.NEEDED}  # fmt: skip
+                "input": library.Op.source.offset, "needs": needs}  # fmt: skip
     return settings, {name: sha256(folder / name) for name in (runner.LIBRARY, runner.PROGRAM)}
 
 

@@ -30,7 +30,7 @@ SETTINGS: Mapping[str, Mapping[str, tuple[Options, ...]]] = {
     "cpu": {
         "onnxruntime": ({"cores": "1"}, {"spinning": "off"}, {"graph": "extended"}),
         "openvino": ({"precision": "bf16"}, {"cores": "1"}, {"hint": "throughput"}),
-        "native": ({"cores": "1"},),
+        "native": ({"precision": "bf16"}, {"cores": "1"}),
         "compiled": ({"mode": "max-autotune"},),
     },
     "cuda": {
