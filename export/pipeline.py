@@ -189,8 +189,8 @@ def export_module(job: Job, variant: Variant, path: Path) -> None:
 def source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
     """The verified fp32 file that a conversion starts from, rewritten where that changes anything; and its ancestry.
 
-    A rewritten file that nobody asked for by name is verified on the reference images only: its rewrites were proved,
-    and what is made of it is verified in full.
+    A rewritten file that nobody asked for by name is verified on the reference images only, unless one that stands was
+    verified on more: its rewrites were proved, and what is made of it is verified in full.
     """
     bare = msgspec.structs.replace(variant, precision="fp32", target=None, calibration=None, kept=(), rewrites=())
     plain = _parent(job, bare)
@@ -198,7 +198,7 @@ def source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
     if variant.rewrites:
         with contextlib.suppress(NothingMatched):
             between = msgspec.structs.replace(bare, rewrites=variant.rewrites)
-            rewritten = _parent(job if find_made(job, between) else job.brief, between)
+            rewritten = _parent(job.between(between), between)
             return rewritten, (*edges, _edge("rewritten", rewritten))
     return plain, edges
 
