@@ -81,7 +81,7 @@ def try_methods(
 
     def logits(path: Path, form: tuple[str, str | None] = ("fp32", None)) -> np.ndarray:
         batches = images(judged_on, title=f"try {path.stem}", dtype=variant.input_dtype)
-        return parity.run(path, batches, variant.batch, *form)[0]
+        return parity.run(engines.load(path, *form), batches, variant.batch)[0]
 
     expected, tried = logits(parent), []
     with tempfile.TemporaryDirectory(dir=parent.parent, prefix=".export-") as folder:

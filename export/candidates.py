@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from msgspec.structs import replace
 
-from export import graph, parity, reference
+from export import engines, graph, parity, reference
 from export.choice import Candidate, Choice, choose, said
 from export.exporters import EXPORTERS, data_path
 from export.job import Job
@@ -51,7 +51,7 @@ def _candidate(job: Job, variant: Variant, scratch: Path, images: list[np.ndarra
         export_module(job, variant, path)
         seconds = time.perf_counter() - began
         graph.finish(path, path.stem, job.checkpoint)  # without dynamo's stack traces, which would count as its size
-        logits, single = parity.run(path, images, variant.batch)
+        logits, single = parity.run(engines.load(path), images, variant.batch)
     except (UserError, CheckFailed) as refusal:
         return Candidate(exporter=variant.exporter, reason=str(refusal), seconds=time.perf_counter() - began)
     job.exported[variant] = path

@@ -8,26 +8,60 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from export.precision import OPENVINO, PRECISIONS
-from trainers.manifest import UserError
+from trainers.manifest import UserError, usable_threads
 
 if TYPE_CHECKING:
     import onnxruntime
 
 Infer = Callable[[np.ndarray], np.ndarray]
+Answer = TypeVar("Answer")
+
+MOST_STREAMS = 4  # batches in work at once: each takes memory of its own
 
 
 def load(path: Path, precision: str = "fp32", target: str | None = None) -> Infer:
-    """What gives the file's logits for a batch of images. Raises UserError with the engine's reason to refuse it."""
+    """What gives the file's logits for a batch of images, on a stream's share of the cores; `each` keeps them all busy.
+
+    Raises UserError with the engine's reason to refuse the file.
+    """
     if _in_openvino(precision, target):
         return openvino(path, "bf16" if precision == "bf16" else "f32")
-    return rounding(path) if precision == "bf16" else _infer(session(path, precision))
+    return rounding(path) if precision == "bf16" else _infer(session(path, precision, share()))
+
+
+def each(infer: Callable[[np.ndarray], Answer], batches: Iterable[np.ndarray]) -> Iterator[Answer]:
+    """What `infer` makes of each batch, in their order, with a batch in work on every stream.
+
+    An operator that an engine runs in a single thread, and the preparation of the images, then leave no core idle.
+    """
+    with ThreadPoolExecutor(streams()) as pool:
+        waiting: deque[Future[Answer]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(infer, batch))
+            if len(waiting) > streams():
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def streams() -> int:
+    """How many batches `each` has in work at once."""
+    return min(MOST_STREAMS, usable_threads())
+
+
+def share() -> int:
+    """How many threads each of them gets."""
+    return usable_threads() // streams()
 
 
 def name(precision: str = "fp32", target: str | None = None) -> str:
@@ -58,8 +92,8 @@ def version() -> str:
     return f"onnxruntime {onnxruntime.__version__}"
 
 
-def session(path: Path, precision: str = "fp32") -> onnxruntime.InferenceSession:
-    """An ONNX Runtime CPU session with the optimisations that the precision allows.
+def session(path: Path, precision: str = "fp32", threads: int = 0) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime CPU session with the optimisations that the precision allows, on all cores or so many threads.
 
     Raises UserError with the engine's reason when it refuses the file.
     """
@@ -69,6 +103,7 @@ def session(path: Path, precision: str = "fp32") -> onnxruntime.InferenceSession
     row = PRECISIONS[precision]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{row.graph.upper()}")
     try:
         return onnxruntime.InferenceSession(
@@ -97,7 +132,7 @@ def rounding(path: Path) -> Infer:
     with tempfile.TemporaryDirectory() as folder:
         widened = Path(folder) / path.name
         onnx.save(emulated(onnx.load(path)), widened)
-        return _infer(session(widened))
+        return _infer(session(widened, threads=share()))
 
 
 def openvino(path: Path, arithmetic: str) -> Infer:
@@ -106,12 +141,20 @@ def openvino(path: Path, arithmetic: str) -> Infer:
 
     try:
         core = openvino.Core()
-        compiled: Any = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": arithmetic})
+        settings = {"INFERENCE_PRECISION_HINT": arithmetic, "NUM_STREAMS": streams()}
+        compiled: Any = core.compile_model(core.read_model(path), "CPU", settings)
     except RuntimeError as error:
         raise UserError(
             f"OpenVINO cannot load {path.name}: {str(error).splitlines()[0]}; try another --exporter or --quantize"
         ) from error
-    return lambda images: np.array(compiled(images)[0], np.float32)
+    own = threading.local()  # a request serves one thread at a time
+
+    def infer(images: np.ndarray) -> np.ndarray:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        return np.array(own.request.infer([images])[0], np.float32)
+
+    return infer
 
 
 def _infer(loaded: onnxruntime.InferenceSession) -> Infer:

@@ -75,13 +75,16 @@ class Job:
         of = reference.choose_images(self.data.splits["test"], self.checkpoint.preprocess, judged.images)
         return judged.images >= len(self.verification.indices) and judged.verified_on == of.key
 
-    @cached_property
-    def brief(self) -> Job:
-        """The same, judged on no more than the reference images."""
-        if self.verify_images <= reference.REFERENCE_IMAGES:
-            return self
-        few = reference.REFERENCE_IMAGES
-        return dataclasses.replace(self, verify_images=few, exact_images=None, within=None, made=dict(self.made))
+    def between(self, variant: Variant) -> Job:
+        """The same, for what lies between two files and was not asked for by name.
+
+        It is judged on the reference images, or on as many as the record was that it would replace.
+        """
+        record = _record(self, variant)
+        fewest = min(reference.REFERENCE_IMAGES, self.verify_images)
+        count = max(fewest, record.parity.images if record else 0)
+        within = self if count <= self.verify_images else None
+        return dataclasses.replace(self, verify_images=count, exact_images=None, within=within, made=dict(self.made))
 
     def judging(self, variant: Variant) -> Job:
         """The same, with the images that this variant is judged on.

@@ -38,13 +38,31 @@ class Metamorphic(Struct, frozen=True, kw_only=True):
 
 
 def check(
-    infer: Callable[[np.ndarray], np.ndarray], images: np.ndarray, batch: int | None, precision: str
+    infer: Callable[[np.ndarray], np.ndarray],
+    images: np.ndarray,
+    batch: int | None,
+    precision: str,
+    alone: np.ndarray | None = None,
 ) -> Metamorphic:
-    """Check a file by `infer`, from images (N, C, H, W) to logits (N, classes); `batch` is its fixed batch or None."""
+    """Check a file by `infer`, from images (N, C, H, W) to logits (N, classes); `batch` is its fixed batch or None.
+
+    `alone` are its logits for the first of the images one by one, where they are known.
+    """
     import numpy as np
 
+    from export.engines import each
+
+    known = 0 if alone is None else len(alone)
     images = np.resize(images[:IMAGES], (batch or IMAGES, *images.shape[1:]))  # fewer are repeated
-    whole = infer(images)
+    order = np.roll(np.arange(len(images)), 1)  # no row keeps its place
+    asked = {"whole": images}
+    if len(images) > 1:
+        asked |= {"equal_rows": np.repeat(images[:1], len(images), axis=0), "permuted": images[order]}
+    if batch is None:
+        asked |= {f"first {size}": images[:size] for size in SIZES}
+        asked |= {f"alone {index}": images[index : index + 1] for index in range(known, len(images))}
+    answers = dict(zip(asked, each(infer, asked.values()), strict=True))
+    whole = answers["whole"]
     scale = max(float(whole.std()), 1e-30)
 
     def far(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,14 +71,13 @@ def check(
 
     found: dict[str, float | None] = dict.fromkeys(("equal_rows", "permuted", "alone", "sizes"))
     if len(images) > 1:
-        same = infer(np.repeat(images[:1], len(images), axis=0))
-        found["equal_rows"] = far(same, np.repeat(whole[:1], len(images), axis=0))
-        order = np.roll(np.arange(len(images)), 1)  # no row keeps its place
-        found["permuted"] = far(infer(images[order]), whole[order])
+        found["equal_rows"] = far(answers["equal_rows"], np.repeat(whole[:1], len(images), axis=0))
+        found["permuted"] = far(answers["permuted"], whole[order])
     if batch is None:
-        alone = np.concatenate([infer(image[None]) for image in images])
-        found["alone"] = far(whole, alone)
-        found["sizes"] = max(far(infer(images[:size]), alone[:size]) for size in SIZES)
+        rest = [answers[f"alone {index}"] for index in range(known, len(images))]
+        singly = np.concatenate([*([] if alone is None else [alone]), *rest])
+        found["alone"] = far(whole, singly)
+        found["sizes"] = max(far(answers[f"first {size}"], singly[:size]) for size in SIZES)
     tolerance = TOLERANCES.get(precision, ROUNDED)
     wrong = [f"{name} {value:.2g}" for name, value in found.items() if value is not None and not value <= tolerance]
     broken = (

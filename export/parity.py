@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from export import engines
 from export.artifact import Parity
+from export.engines import Infer
 from export.engines import session as session
 from export.precision import Tolerance
 
@@ -18,25 +19,29 @@ SINGLES = 8  # images that are also run alone
 
 
 def engine(precision: str = "fp32", target: str | None = None) -> str:
-    """What `run` runs files of this precision in, with its version."""
+    """What files of this precision are run in, with its version."""
     return engines.name(precision, target)
 
 
-def run(
-    path: Path, batches: Iterable[np.ndarray], batch: int | None, precision: str = "fp32", target: str | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def run(infer: Infer, batches: Iterable[np.ndarray], batch: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Logits of all images in batches, and of the first SINGLES images one by one.
 
     A file with a fixed `batch` runs at that size only; its last batch is filled up and cut again.
     """
-    infer = engines.load(path, precision, target)
-    whole: list[np.ndarray] = []
-    single: list[np.ndarray] = []
-    for images in batches:
-        if batch is None and not single:
-            single = [infer(images[i : i + 1]) for i in range(min(SINGLES, len(images)))]
-        whole += [infer(part)[:kept] for part, kept in fitted(images, batch)]
-    logits = np.concatenate(whole)
+    batches = iter(batches)
+    first = next(batches)
+    alone = [first[i : i + 1] for i in range(min(SINGLES, len(first)))] if batch is None else []
+    single = list(engines.each(infer, alone))
+    kept: list[int] = []
+
+    def parts() -> Iterator[np.ndarray]:
+        for images in chain([first], batches):
+            for part, count in fitted(images, batch):
+                kept.append(count)
+                yield part
+
+    whole = list(engines.each(infer, parts()))
+    logits = np.concatenate([answers[:count] for answers, count in zip(whole, kept, strict=True)])
     return logits, np.concatenate(single) if single else logits[:0]
 
 

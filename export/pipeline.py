@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -41,6 +41,9 @@ from trainers import qat
 from trainers.checkpoint import build, load_model
 from trainers.manifest import CheckFailed, File, UserError, environment, link_or_copy
 from trainers.serving import peak_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SUFFIXES = {"torch": (".safetensors",), "onnx": (".onnx",), "openvino": (".xml", ".bin")}  # by kind of artifact
 
@@ -99,8 +102,7 @@ def export(job: Job, variant: Variant) -> Artifact:
         if variant.input_dtype == "uint8" and PRECISIONS[variant.precision].module is None:
             pixels.take_pixels(path, job.checkpoint.preprocess)
         inputs, outputs, attested = _describe(job, variant, path, name)
-        judged = _verify(job, variant, path)
-        independent = _metamorphic(job, variant, path)
+        judged, independent = _verify(job, variant, path)
         if independent is not None and independent.broken:
             reason = "; ".join(filter(None, (judged.reason, independent.broken)))
             judged = msgspec.structs.replace(judged, passed=False, reason=reason)
@@ -189,8 +191,8 @@ def export_module(job: Job, variant: Variant, path: Path) -> None:
 def source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
     """The verified fp32 file that a conversion starts from, rewritten where that changes anything; and its ancestry.
 
-    A rewritten file that nobody asked for by name is verified on the reference images only: its rewrites were proved,
-    and what is made of it is verified in full.
+    A rewritten file that nobody asked for by name is verified on the reference images only, unless one that stands was
+    verified on more: its rewrites were proved, and what is made of it is verified in full.
     """
     bare = msgspec.structs.replace(variant, precision="fp32", target=None, calibration=None, kept=(), rewrites=())
     plain = _parent(job, bare)
@@ -198,7 +200,7 @@ def source(job: Job, variant: Variant) -> tuple[Artifact, tuple[Parent, ...]]:
     if variant.rewrites:
         with contextlib.suppress(NothingMatched):
             between = msgspec.structs.replace(bare, rewrites=variant.rewrites)
-            rewritten = _parent(job if find_made(job, between) else job.brief, between)
+            rewritten = _parent(job.between(between), between)
             return rewritten, (*edges, _edge("rewritten", rewritten))
     return plain, edges
 
@@ -258,39 +260,39 @@ def _describe(
     return *graph.signature(model), graph.weight_types(model)
 
 
-def _verify(job: Job, variant: Variant, path: Path) -> Parity:
-    """Run the file on the verification images and compare it with PyTorch."""
-    expected, checkpoint = job.logits(variant.gelu), job.origin_logits
+def _verify(job: Job, variant: Variant, path: Path) -> tuple[Parity, Metamorphic | None]:
+    """Run the file on the verification images: against PyTorch, and whether an image's logits depend on it alone.
+
+    PyTorch's own weights are compared with themselves, and not asked the second.
+    """
+    expected = job.logits(variant.gelu)
     if variant.exporter == TORCH:
-        logits, single, tolerance, engine = expected, expected[:0], Tolerance(), "torch"
-    else:
-        form = (variant.precision, variant.target)
-        batches = reference.images(job.verification, title=path.stem, dtype=variant.input_dtype)
-        logits, single = parity.run(path, batches, variant.batch, *form)
-        tolerance, engine = PRECISIONS[variant.precision].tolerance, parity.engine(*form)
+        return _compare(job, variant, expected, expected[:0], Tolerance(), "torch"), None
+    form, row = (variant.precision, variant.target), PRECISIONS[variant.precision]
+    infer = engines.load(path, *form)
+    images = functools.partial(reference.images, job.verification, dtype=variant.input_dtype)
+    logits, single = parity.run(infer, images(title=path.stem), variant.batch)
+    judged = _compare(job, variant, logits, single, row.tolerance, parity.engine(*form))
+    return judged, metamorphic.check(infer, next(images(title="metamorphic")), variant.batch, variant.precision, single)
+
+
+def _compare(
+    job: Job, variant: Variant, logits: np.ndarray, single: np.ndarray, tolerance: Tolerance, engine: str
+) -> Parity:
+    """The file's logits against the module's with the same activation, and against the checkpoint's."""
     size = variant.batch or min(job.verification.batch, len(job.verification.indices))
-    sizes = (1, size) if len(single) else (size,)
     return parity.compare(
         logits,
         single,
-        expected,
-        checkpoint,
+        job.logits(variant.gelu),
+        job.origin_logits,
         job.verification.labels if job.labelled else None,
         split=job.verification.split.name,
         verified_on=job.verification.key,
-        batches=sizes,
+        batches=(1, size) if len(single) else (size,),
         tolerance=tolerance,
         engine=engine,
     )
-
-
-def _metamorphic(job: Job, variant: Variant, path: Path) -> Metamorphic | None:
-    """Whether an image's logits depend on that image alone; PyTorch's own weights are not asked."""
-    if variant.exporter == TORCH:
-        return None
-    images = next(reference.images(job.verification, title="metamorphic", dtype=variant.input_dtype))
-    infer = engines.load(path, variant.precision, variant.target)
-    return metamorphic.check(infer, images, variant.batch, variant.precision)
 
 
 def _reproduce(job: Job, variant: Variant, path: Path) -> str:

@@ -128,12 +128,12 @@ def logits(checkpoint: Checkpoint, source: Path, folder: Path, gelu: str, verifi
 
 def file_logits(file: ModelFile, sha256: str, folder: Path, verification: Verification) -> np.ndarray:
     """An ONNX file's logits (N, classes) in ONNX Runtime; kept in `folder` like PyTorch's."""
-    from export import parity
+    from export import engines, parity
 
     return _kept(
         folder,
         f"{sha256} {parity.engine()} {verification.key}",
-        lambda: parity.run(file.path, images(verification, title=file.path.name), file.batch)[0],
+        lambda: parity.run(engines.load(file.path), images(verification, title=file.path.name), file.batch)[0],
     )
 
 

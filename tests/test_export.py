@@ -100,6 +100,23 @@ def test_what_lies_between_is_verified_on_the_reference_images(artifacts: Path) 
     assert (images["fp32"], images["fp32-rewritten"], images["int8"]) == (100, 64, 100)
 
 
+def test_what_lies_between_is_never_verified_on_fewer_images_than_before(artifacts: Path, tmp_path: Path) -> None:
+    shutil.copytree(artifacts / "convnext", tmp_path / "convnext", ignore=shutil.ignore_patterns("convnext-*"))
+    path = tmp_path / "convnext" / "convnext-dynamo-exact-fp32-rewritten.onnx"
+    command = ("export", "convnext", "--target", "cpu", "--calibration-images", 32, "--artifacts", tmp_path)
+    succeed(*command, "--rewrite", "all")
+    first = Artifact.load(path.with_suffix(".json"))
+    assert first.parity.images == 256
+    succeed(*command, "--quantize", "int8", "--verify-images", "all")
+    assert Artifact.load(path.with_suffix(".json")) == first
+    path.write_bytes(path.read_bytes()[:-1])
+    path.with_name("convnext-dynamo-exact-int8.onnx").unlink()
+    succeed(*command, "--quantize", "int8")
+    again = Artifact.load(path.with_suffix(".json"))
+    assert again.environment.time != first.environment.time
+    assert (again.file, again.parity.images) == (first.file, 256)
+
+
 def test_asking_again_makes_nothing_anew(artifacts: Path) -> None:
     first = exported(artifacts, "simplecnn", "--quantize", "fp16")
     again = exported(artifacts, "simplecnn", "--quantize", "fp16")

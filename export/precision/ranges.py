@@ -96,17 +96,17 @@ def observe(
 
     Raises CheckFailed naming an activation that is not finite; names one that never changes on stderr.
     """
-    from export.engines import session
+    from export.engines import each, session, share
 
     observed = {name: Observed() for name in tensors}
     outputs = [output for name in tensors for output in _reduced(model, name, histograms)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "observed.onnx"
         onnx.save(model, path)
-        loaded = session(path)
+        loaded = session(path, threads=share())
     name = loaded.get_inputs()[0].name
-    for batch in images:
-        values = iter(loaded.run(outputs, {name: batch}))
+    for found in each(lambda batch: loaded.run(outputs, {name: batch}), images):
+        values = iter(found)
         for tensor, seen in observed.items():
             low, high = float(next(values)), float(next(values))
             if not (math.isfinite(low) and math.isfinite(high)):
