@@ -54,6 +54,25 @@ class Odd(nn.Module):
         third = self.third(second * torch.sigmoid(1.702 * second))
         joined = torch.relu(third + self.short(first))
         return self.classes(torch.nn.functional.hardswish(self.last(self.pool(joined))).mean((2, 3)))
+
+class Normed(nn.Module):
+    """Norms, and depthwise convolutions in float: of three sizes, with strides, of channels that fill no vector."""
+
+    def __init__(self, num_classes=9, input_shape=(3, 19, 23)):
+        super().__init__()
+        self.stem = nn.Conv2d(input_shape[0], 24, 3)
+        self.wide = nn.Conv2d(24, 24, 5, stride=2, padding=2, groups=24)
+        self.norm = nn.LayerNorm([24, 9, 11])
+        self.expand, self.project = nn.Conv2d(24, 40, 1), nn.Conv2d(40, 24, 1)
+        self.narrow = nn.Conv2d(24, 24, 3, stride=(2, 2), padding=1, groups=24, bias=False)
+        self.second = nn.LayerNorm([24, 5, 6])
+        self.head = nn.Conv2d(24, 50, 3)
+        self.classes = nn.Linear(50, num_classes)
+
+    def forward(self, images):
+        x = self.norm(self.wide(self.stem(images)))
+        y = self.project(torch.nn.functional.gelu(self.expand(x)))
+        return self.classes(self.head(self.second(self.narrow(y))).mean((2, 3)))
 '''
 
 
@@ -64,8 +83,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         random_checkpoint(folder, model, **changes)
         succeed("export", model, *QUANTIZED, "--target", "cpu", "--artifacts", folder)
     (folder / "odd.py").write_text(ODD)
-    succeed("export", f"{folder}/odd.py:Odd", *QUANTIZED, "--target", "cpu", "--input", "3x19x23", "--name", "odd",
-            "--artifacts", folder)  # fmt: skip
+    for name in ("Odd", "Normed"):
+        succeed("export", f"{folder}/odd.py:{name}", *QUANTIZED, "--target", "cpu", "--input", "3x19x23", "--name",
+                name.lower(), "--artifacts", folder)  # fmt: skip
     return folder
 
 
@@ -100,7 +120,7 @@ def test_the_same_fields_in_both_languages() -> None:
 @needs_kernels
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("model", [*MODELS, "odd"])
+@pytest.mark.parametrize("model", [*MODELS, "odd", "normed"])
 def test_it_computes_what_onnxruntime_computes(made: Path, model: str, batch: int, threads: int) -> None:
     """To the last bit where all is integers; where norms are between, a rounding may fall to the other side."""
     found = int8(made, model)
@@ -108,7 +128,7 @@ def test_it_computes_what_onnxruntime_computes(made: Path, model: str, batch: in
     (expected,) = onnxruntime.InferenceSession(found.path).run(None, {"images": x})
     got = logits(found, x, threads)
     assert np.ptp(expected) > 0
-    if model == "convnext":
+    if model in ("convnext", "normed"):
         cosine = (got * expected).sum() / np.sqrt((got**2).sum() * (expected**2).sum())
         assert cosine > 0.999
     else:
