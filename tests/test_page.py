@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from commands import lines_of, on_a_terminal, succeed
+from commands import expect_refusal, lines_of, on_a_terminal, succeed
 
 from runtime.report import markdown, page, plots, summary
 from runtime.results import Report
@@ -169,6 +169,8 @@ def test_two_reports_show_what_changed_and_rows_go_to_tensorboard(report: Report
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "REGRESSION" in done.stdout
+    assert "| REGRESSION |" in succeed("runtime", "report", GOLDEN, new, "--md").stdout
+    expect_refusal("runtime", "report", GOLDEN, new, "--csv", says="python -m runtime compare OLD NEW --json")
     text = Seen((tmp_path / "r.html").read_text()).text
     assert f"What changed since {GOLDEN}" in text
     assert text.count("REGRESSION") >= len([row for row in report.of(report.models()[0]) if row.valid])
