@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -29,6 +36,27 @@ def expect_refusal(*arguments: object, cwd: Path | None = None, says: str) -> No
     assert done.returncode == 2, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     assert says in done.stderr.strip().splitlines()[-1], done.stderr
+
+
+def on_a_terminal(width: int, *arguments: object, **variables: str) -> tuple[int, str]:
+    """`python ARGUMENTS…` in a window of this width: its exit status, and all that it said."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    plain = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    started = subprocess.Popen([sys.executable, *map(str, arguments)], stdout=child, stderr=child, stdin=child,
+                               env={**plain, "TERM": "xterm", **variables})  # fmt: skip
+    os.close(child)
+    said = b""
+    with contextlib.suppress(OSError):  # the other side is closed
+        while True:
+            said += os.read(parent, 4096)
+    os.close(parent)
+    return started.wait(60), said.decode()
+
+
+def lines_of(said: str) -> list[str]:
+    """What a terminal was told, without what moves its cursor or styles its letters."""
+    return re.split(r"[\r\n]+", re.sub(r"\x1b\[[?0-9;]*[A-HJKhl]", "\n", re.sub(r"\x1b\[[0-9;]*m", "", said)))
 
 
 def wait_until_alone(folder: Path, seconds: float = 120) -> None:

@@ -62,6 +62,15 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def changes(artifacts: Path) -> Path:
+    """What quantization changed in the graph, as a page."""
+    path = artifacts / "changes.html"
+    succeed("export.diff", "simplecnn-dynamo-exact-fp32", "simplecnn-dynamo-exact-int8", "--html", path, "--artifacts",
+            artifacts)  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
 def address(artifacts: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "runtime", "view", "--artifacts", str(artifacts)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -76,6 +85,7 @@ def opened(browser: playwright.Browser, address: str, **settings: object) -> pla
     tab = browser.new_page(**{"viewport": WIDE, **settings})
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     tab.on("dialog", lambda dialog: errors.append(dialog.message))
     tab.on("request", lambda request: errors.append(request.url) if not is_local(request.url) else None)
     tab.goto(address)
@@ -122,7 +132,7 @@ def test_a_filter_leaves_what_matches_and_says_how_many(browser: playwright.Brow
 
 def test_a_click_on_a_point_leads_to_its_row(browser: playwright.Browser, written: Path) -> None:
     tab = opened(browser, written.as_uri())
-    point = tab.locator("svg a[aria-label]").last
+    point = tab.locator("svg a:has(circle)").last
     name = point.get_attribute("aria-label") or ""
     point.locator("circle").click()
     row = tab.locator("tr:target")
@@ -132,34 +142,76 @@ def test_a_click_on_a_point_leads_to_its_row(browser: playwright.Browser, writte
     assert "sha256" in row.inner_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["desktop", "phone"])
-def test_the_report_fits_and_is_readable(
-    browser: playwright.Browser, written: Path, pictures: Path, scheme: str, size: dict[str, int]
-) -> None:
-    tab = opened(browser, written.as_uri(), viewport=size, color_scheme=scheme)
+LOOKS = [("light", WIDE), ("dark", WIDE), ("light", NARROW), ("dark", NARROW)]
+
+
+@pytest.mark.parametrize(("scheme", "size"), LOOKS, ids=lambda value: str(value))
+@pytest.mark.parametrize("what", ["report", "index", "heat", "diff"])
+def test_a_page_fits_and_is_readable(
+    browser: playwright.Browser, written: Path, address: str, changes: Path, pictures: Path, what: str, scheme: str,
+    size: dict[str, int],
+) -> None:  # fmt: skip
+    place = {"report": written.as_uri(), "index": address, "heat": f"{address}heat/1", "diff": changes.as_uri()}[what]
+    tab = opened(browser, place, viewport=size, color_scheme=scheme)
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing makes the page itself wider"
     contrast = tab.evaluate(CONTRAST)
     assert contrast, "there is text"
-    assert min(contrast) >= 4.5, "WCAG 2.2, 1.4.3: contrast of text"
-    tab.screenshot(path=pictures / f"report-{scheme}-{size['width']}.png", full_page=True)
+    assert min(value for value, _ in contrast) >= 4.5, f"WCAG 2.2, 1.4.3: contrast of text: {min(contrast)}"
+    heights = "texts => texts.map(text => text.getBoundingClientRect().height)"
+    letters = tab.locator("svg text").evaluate_all(heights)
+    assert min(letters, default=12) >= 12, "letters in plots are as large on a phone"
+    tab.screenshot(path=pictures / f"{what}-{scheme}-{size['width']}.png", full_page=True)
     assert not tab.errors
 
 
-# Of every visible text the contrast with the page behind it, by WCAG's formula for relative luminance.
+# Of every visible text its contrast with what is behind it, by WCAG's formula for relative luminance, and the text.
 CONTRAST = """() => {
   const paint = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-  const rgb = color => { paint.clearRect(0, 0, 1, 1); paint.fillStyle = color; paint.fillRect(0, 0, 1, 1);
-                         return paint.getImageData(0, 0, 1, 1).data; };
-  const light = color => { const [r, g, b] = [...rgb(color)].slice(0, 3).map(v => { v /= 255;
-    return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const paper = light(getComputedStyle(document.body).backgroundColor);
-  return [...document.querySelectorAll("h1, h2, h3, p, td, th, li, summary, .word, svg text")]
+  const light = colors => { for (const color of colors) { paint.fillStyle = color; paint.fillRect(0, 0, 1, 1); }
+    const [r, g, b] = [...paint.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => { v /= 255;
+      return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const behind = node => { const box = node instanceof SVGElement && node.parentNode.querySelector("rect:not([fill])");
+    const found = box && !box.matches(".box") ? [getComputedStyle(box).fill] : [];
+    for (let at = node; at; at = at.parentElement) found.unshift(getComputedStyle(at).backgroundColor);
+    return found; };
+  return [...document.querySelectorAll("h1, h2, h3, p, td, th, li, summary, .word, .graph div, .note, svg text")]
     .filter(node => node.textContent.trim() && node.getClientRects().length)
-    .map(node => { const style = getComputedStyle(node);
-                   const ink = light(node instanceof SVGElement ? style.fill : style.color);
-                   return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05); });
+    .map(node => { const style = getComputedStyle(node), paper = light(behind(node));
+                   const ink = light([node instanceof SVGElement ? style.fill : style.color]);
+                   return [(Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05), node.textContent]; });
 }"""
+
+
+def test_everything_is_reached_by_the_keyboard(browser: playwright.Browser, written: Path) -> None:
+    tab = opened(browser, written.as_uri())
+    note = tab.locator("[data-says]").first
+    at_rest = note.inner_text()
+    tab_to(tab, "svg a")
+    assert note.inner_text() != at_rest, "a point says its numbers"
+    assert note.inner_text() == tab.locator("svg a:focus").get_attribute("aria-label")
+    tab_to(tab, "[data-filter]")
+    tab.keyboard.type("KEEP")
+    assert " of " in tab.get_by_role("status").first.inner_text()
+    tab_to(tab, ".rows th button")
+    tab.keyboard.press("Space")
+    assert tab.locator("th[aria-sort=ascending]").inner_text() == "verdict"
+    tab_to(tab, "td summary")
+    tab.keyboard.press("Enter")
+    assert "sha256" in tab.locator("td details[open]").inner_text()
+    tab_to(tab, ".strips a")
+    tab.keyboard.press("Enter")
+    assert tab.locator("tr:target").count() == 1
+    assert not tab.errors
+
+
+def tab_to(tab: playwright.Page, selector: str) -> None:
+    """Press Tab until such an element has the focus."""
+    for _ in range(300):
+        tab.keyboard.press("Tab")
+        if tab.evaluate("selector => document.activeElement.matches(selector)", selector):
+            return
+    pytest.fail(f"no {selector} is reached")
 
 
 def test_a_click_on_samples_leads_to_their_row(browser: playwright.Browser, written: Path) -> None:

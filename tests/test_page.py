@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import pty
-import struct
+import re
 import subprocess
 import sys
-import termios
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from commands import expect_refusal, lines_of, on_a_terminal, succeed
 
 from runtime.report import markdown, page, plots, summary
 from runtime.results import Report
@@ -173,6 +169,8 @@ def test_two_reports_show_what_changed_and_rows_go_to_tensorboard(report: Report
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "REGRESSION" in done.stdout
+    assert "| REGRESSION |" in succeed("runtime", "report", GOLDEN, new, "--md").stdout
+    expect_refusal("runtime", "report", GOLDEN, new, "--csv", says="python -m runtime compare OLD NEW --json")
     text = Seen((tmp_path / "r.html").read_text()).text
     assert f"What changed since {GOLDEN}" in text
     assert text.count("REGRESSION") >= len([row for row in report.of(report.models()[0]) if row.valid])
@@ -180,29 +178,23 @@ def test_two_reports_show_what_changed_and_rows_go_to_tensorboard(report: Report
     assert len(list((tmp_path / "logs").rglob("events.out.tfevents.*"))) == len(rows)
 
 
-@pytest.mark.parametrize("width", [80, 100, 200])
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
 def test_a_table_fits_the_terminal(width: int) -> None:
-    parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-    code = f"""if True:
-        from pathlib import Path
-        from runtime.report import table
-        from runtime.results import Report
-        table.show(Report.load(Path({str(GOLDEN)!r})))"""
-    plain = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    done = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=child, stdin=child, env={**plain, "NO_COLOR": "1", "TERM": "xterm"}
-    )
-    os.close(child)
-    shown = ""
-    with contextlib.suppress(OSError):  # the other side is closed
-        while True:
-            shown += os.read(parent, 4096).decode()
-    os.close(parent)
-    assert done.wait(60) == 0
-    rows = [line for line in shown.splitlines() if line.startswith((" onnxruntime", " eager"))]
-    assert len(rows) == 3
+    status, said = on_a_terminal(width, "-m", "runtime", "report", GOLDEN, NO_COLOR="1")
+    assert status == 0
+    lines = lines_of(said)
+    head = next(number for number, line in enumerate(lines) if line.startswith(" backend"))
+    rows = lines[head : next(number for number, line in enumerate(lines) if line.startswith(("left", "warning")))]
+    assert sum(row.startswith((" onnxruntime", " eager")) for row in rows) == 3
     assert max(map(len, rows)) <= width
-    assert all("dynamo-exact" in row or "torch-exact" in row for row in rows), "no name is cut"
-    assert ("left out" in shown) == (width < 200)
-    assert "\x1b[3" not in shown, "NO_COLOR"
+    joined = re.sub(r"\s", "", "".join(row[15:24] if width == 60 else row for row in rows))  # names go on below
+    assert joined.count("dynamo-exact-int8") == joined.count("torch-exact-fp32") == 1, "no name is cut"
+    assert any(line.startswith("left out") for line in lines) == (width < 200)
+    assert "\x1b[3" not in said, "NO_COLOR"
+
+
+def test_colour_is_for_terminals_alone() -> None:
+    _, said = on_a_terminal(100, "-m", "runtime", "report", GOLDEN)
+    assert "\x1b[" in said
+    done = succeed("runtime", "report", GOLDEN)
+    assert "\x1b" not in done.stdout + done.stderr

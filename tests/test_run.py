@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import random_checkpoint
-from commands import expect_refusal, run, succeed, wait_until_alone
+from commands import expect_refusal, lines_of, on_a_terminal, run, succeed, wait_until_alone
 
 from runtime.line import driver
 from runtime.line.display import FAILED
@@ -84,6 +85,44 @@ def test_a_failed_check_is_noted_and_the_line_goes_on(tmp_path: Path) -> None:
     assert [seen.ends[number][0] for number in (1, 2)] == ["done", "done"]
     assert any(what.startswith("test") for what, _, _ in seen.said), "the command's progress has come through"
     assert "$ python -m trainers simplecnn" in (tmp_path / "logs" / "run.log").read_text()
+
+
+LIVE = """if True:
+    from runtime.line.display import showing
+    from runtime.line.step import Step
+    steps = [Step(stage="train", models=("simplecnn",), command=("x",), seconds=2.0),
+             Step(stage="bench", models=("simplecnn", "resnet18", "convnext"), command=("x",), seconds=3.0)]
+    with showing(steps) as display:
+        display.begin(0)
+        display.update(0, "epoch 1", 3, 10)
+        display.end(0, "done", "OK: " + "all that there was to say " * 9)
+        display.begin(1)
+"""
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_live_display_keeps_bars_and_times_beside_a_long_line(width: int) -> None:
+    status, said = on_a_terminal(width, "-c", LIVE)
+    assert status == 0
+    lines = lines_of(said)
+    assert max(map(len, lines)) <= width
+    (over,) = {line.rstrip() for line in lines if line.startswith("✓ train simplecnn")}
+    assert re.search(r"━+ 0:00:0\d +0:00:00 OK: all", over), "elapsed and remaining stay"
+    assert over.endswith("…")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_plan_fits_the_terminal_and_loses_no_word(tmp_path: Path, width: int) -> None:
+    random_checkpoint(tmp_path, "simplecnn")
+    command = ("-m", "runtime", "run", "simplecnn", "--dry-run", "--artifacts", tmp_path)
+    status, said = on_a_terminal(width, *command)
+    assert status == 0
+    lines = lines_of(said)
+    assert max(map(len, lines)) <= width
+    words = " ".join(lines).split()
+    assert {"--quantize", "--resume", "--html", "--logs"} <= set(words)
+    assert sum(line.rstrip().endswith((" s", " min")) for line in lines) >= 3, "every step has its time"
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ class Checkpoint(Record, frozen=True, kw_only=True):
     qat: Quantization | None = None
     processes: int = 1  # that trained it together
     provenance: Literal["trained", "pretrained", "file", "factory", "random"] = "trained"  # where its weights are from
+    command: str = ""  # that made it
 
     @property
     def weights(self) -> File:

@@ -197,24 +197,35 @@ def table(
 ) -> None:  # fmt: skip
     """Print an aligned table; a column marked with `>` is right-aligned.
 
-    On a terminal that is too narrow the columns in `spare` are left out, the first of them first, and that is said.
+    On a terminal that is too narrow the columns in `spare` are left out, the first of them first, and that is said;
+    where that is not enough, texts go on in a second line.
     """
     shown, lines, missing = console(stderr), [tuple(row) for row in rows], []
     left = list(range(len(columns)))
     made = _table(title, columns, lines, left)
     for name in spare:
-        if not shown.is_terminal or shown.measure(made, options=shown.options.update(width=ANY)).maximum <= shown.width:
+        if _fits(made, shown):
             break
         left = [place for place in left if columns[place] != name]
         missing.append(name.replace(">", ""))
         made = _table(title, columns, lines, left)
-    shown.print(made)
+    if _fits(made, shown):
+        shown.print(made)
+    else:
+        shown.print(_table(title, columns, lines, left, wrap=True), soft_wrap=False)
     if missing:
         shown.print(f"left out, for the terminal is narrow: {', '.join(missing)}", markup=False)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int]) -> Table:
-    """The columns at these places."""
+def _fits(made: Table, shown: Console) -> bool:
+    """Whether every cell has its line, which all have where nobody's window bounds them."""
+    return not shown.is_terminal or shown.measure(made, options=shown.options.update(width=ANY)).maximum <= shown.width
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int], *, wrap: bool = False
+) -> Table:
+    """The columns at these places; those of text may `wrap`."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -222,7 +233,8 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], pl
     made = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for place in places:
         justify: Literal["left", "right"] = "right" if ">" in columns[place] else "left"
-        made.add_column(columns[place].replace(">", ""), justify=justify, no_wrap=True, overflow="fold")
+        no_wrap = not wrap or justify == "right"
+        made.add_column(columns[place].replace(">", ""), justify=justify, no_wrap=no_wrap, overflow="fold")
     for row in rows:
         made.add_row(*(Text(row[place]) for place in places))
     return made

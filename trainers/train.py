@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -230,6 +231,7 @@ class Run:
             started_from=self.job.started_from,
             qat=self.job.qat,
             processes=self.world.size,
+            command=shlex.join(["python", "-m", "trainers", *sys.argv[1:]]),
         )
         checkpoint.save(self.folder / f"{NAME}.json")
         clear_states(self.folder)

@@ -42,7 +42,7 @@ code { font-family: ui-monospace, monospace; font-size: .92em; overflow-wrap: an
 </style>
 </head>
 <body>
-{% block body %}{% endblock %}
+<main>{% block body %}{% endblock %}</main>
 <script>
 for (const button of document.querySelectorAll(".sortable th button")) button.onclick = () => {
   const head = button.closest("th"), body = head.closest("table").tBodies[0], place = head.cellIndex;

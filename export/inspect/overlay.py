@@ -21,8 +21,13 @@ OVERLAY = """\
 .head { font-weight: 600; border-bottom: 1px solid var(--faint) !important; }
 .added { background: #22a04533; } .removed { background: #d43a2a33; } .changed { background: #d9a00040; }
 .absent { background: repeating-linear-gradient(135deg, var(--hover) 0 6px, var(--paper) 6px 12px); }
-.detail { color: var(--faint); font-size: .88em; }
+.detail { color: color-mix(in oklab, var(--ink) 75%, var(--paper)); font-size: .88em; }
 details > summary { cursor: pointer; color: var(--faint); padding: .25rem .6rem; background: var(--hover); }
+.graph > div { overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  .graph { grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); font-size: .9em; }
+  .graph > .what { grid-column: 1 / -1; } .graph > .what:not(.changed) { display: none; }
+}
 .key span { padding: .1rem .6rem; margin-right: .4rem; }
 {% endblock %}
 {% macro node(operation) %}
@@ -33,19 +38,19 @@ details > summary { cursor: pointer; color: var(--faint); padding: .25rem .6rem;
 {% for row in rows %}
 <div class="{{ row.left }}">{{ node(row.before) }}</div>
 <div class="{{ row.right }}">{{ node(row.after) }}</div>
-<div class="{{ row.status if row.changes else '' }}">{% for change in row.changes %}<div>{{ change }}</div>{% endfor %}
-</div>
+<div class="what {{ row.status if row.changes else '' }}">{% for change in row.changes %}<div>{{ change }}</div>
+{% endfor %}</div>
 {% endfor %}
 {% endmacro %}
 {% block body %}
 <h1>{{ title }}</h1>
 <table>
-{% for subject, text in summary %}<tr><th>{{ subject }}</th><td>{{ text }}</td></tr>
+{% for subject, text in summary %}<tr><th scope="row">{{ subject }}</th><td>{{ text }}</td></tr>
 {% endfor %}</table>
 <p class="key"><span class="removed">removed</span><span class="added">added</span><span class="changed">changed</span>
 <span>same</span></p>
 <div class="graph">
-{% for head in heads %}<div class="head">{{ head }}</div>{% endfor %}
+{% for head in heads %}<div class="head{% if loop.last %} what{% endif %}">{{ head }}</div>{% endfor %}
 </div>
 {% for folded, rows in stretches %}
 {% if folded %}<details><summary>{{ rows | length }} operations that are the same</summary>

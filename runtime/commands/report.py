@@ -11,7 +11,7 @@ from trainers.cli import OK, add_common, emit
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
-    from runtime.report.background import Section
+    from runtime.compare import Comparison
     from runtime.results import Report
 
 SUMMARY = "show a report again: in the terminal, as a page, as Markdown or as CSV"
@@ -39,7 +39,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print a report again, and what changed since an older one where two are given."""
-    from runtime.report import csv, markdown, page, summary, table
+    from runtime.report import background, comparison, csv, markdown, page, summary, table
     from runtime.results import Report
     from runtime.saved import latest, named
 
@@ -47,11 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--csv, --md and --json are forms of the same; give one")
     if len(arguments.paths) > 2:
         raise UserError(f"{len(arguments.paths)} reports; give one, or an old and a new one")
+    if len(arguments.paths) == 2 and (arguments.csv or arguments.json):
+        raise UserError("--csv and --json are of one report; what changed: python -m runtime compare OLD NEW --json")
     path = named(arguments.paths[-1]) if arguments.paths else latest(arguments.artifacts)
     found = Report.load(path)
     since = _since(arguments, found) if len(arguments.paths) == 2 else None
     if arguments.html is not None:
-        page.write(found, arguments.html, since)
+        page.write(found, arguments.html, background.changes(since, str(arguments.paths[0])) if since else None)
         print(f"page: {arguments.html}", file=sys.stderr)
     if arguments.logs is not None:
         from runtime.report import board
@@ -63,23 +65,23 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.csv:
         print(csv.render(found), end="")
     elif arguments.md:
-        print(markdown.render(found), end="")
+        print("\n".join([markdown.render(found), *([comparison.markdown(since)] if since else [])]), end="")
     elif arguments.html is None and arguments.logs is None:
         table.show(found)
         summary.show(found, path)
     return OK
 
 
-def _since(arguments: argparse.Namespace, new: Report) -> Section:
-    """What changed since the first report named. Printed, unless a machine reads."""
+def _since(arguments: argparse.Namespace, new: Report) -> Comparison:
+    """What changed since the first report named. Printed, unless Markdown will be."""
     from runtime.change import Limits
     from runtime.compare import compare
-    from runtime.report import background, comparison
+    from runtime.report import comparison
     from runtime.results import Report
     from runtime.saved import named
 
-    path = named(arguments.paths[0])
-    made = compare(Report.load(path), new, Limits(), across_machines=arguments.across_machines)
-    if not (arguments.json or arguments.csv or arguments.md):
+    old = Report.load(named(arguments.paths[0]))
+    made = compare(old, new, Limits(), across_machines=arguments.across_machines)
+    if not arguments.md:
         comparison.show(made)
-    return background.changes(made, str(path))
+    return made

@@ -83,14 +83,17 @@ def showing(steps: Sequence[Step]) -> Iterator[Display]:
     from rich import progress
     from rich.table import Column
 
+    # Only the last column gives way where the window is narrow: however long a line is, bars and times stay.
+    name = Column(no_wrap=True, overflow="ellipsis", max_width=max(shown.width // 3, 16))
+    now = Column(no_wrap=True, overflow="ellipsis", ratio=1)
     columns = (
-        progress.TextColumn("{task.fields[mark]} {task.description}", markup=False),
-        progress.BarColumn(bar_width=20),
+        progress.TextColumn("{task.fields[mark]} {task.description}", markup=False, table_column=name),
+        progress.BarColumn(bar_width=min(20, shown.width // 8)),
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.fields[now]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        progress.TextColumn("{task.fields[now]}", markup=False, table_column=now),
     )
-    with progress.Progress(*columns, console=shown) as bars:
+    with progress.Progress(*columns, console=shown, expand=True) as bars:
         yield Live(steps, bars)
 
 

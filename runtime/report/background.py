@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from export.artifact import Artifact, is_true
 from export.costs import Costs, profiles
@@ -19,7 +20,12 @@ from runtime.compare import Comparison
 from runtime.report import comparison
 from runtime.report.profile import NAME
 from runtime.results import Measurement, Report, Subject
+from trainers.checkpoint import NAME as CHECKPOINT
+from trainers.checkpoint import Checkpoint
 from trainers.manifest import UserError
+
+if TYPE_CHECKING:
+    from trainers.measure.results import Result
 
 LAYERS = 15  # of a profile, the longest
 PROFILES = 3  # of a model, the newest
@@ -47,7 +53,17 @@ def sections(report: Report, model: str) -> list[Section]:
         *_profiles(known),
         *_changes(known),
         *_ladder(known),
+        *_sweep(known),
     ]
+
+
+def commands(report: Report) -> list[str]:
+    """What leads to the report again, as far as that is written down: trainings, exports, and the run itself."""
+    found = []
+    for known in (Known(report, model) for model in report.models()):
+        found += [known.checkpoint.command] if known.checkpoint else []
+        found += [record.command for record in known.records.values()]
+    return [command for command in dict.fromkeys([*found, f"python {report.command}"]) if command]
 
 
 def changes(found: Comparison, old: str) -> Section:
@@ -76,6 +92,14 @@ class Known:
     @cached_property
     def folder(self) -> Path | None:
         return next((home(Path(one.path)) for one in self.subjects if one.name in self.records), None)
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        """The one that the artifacts were made from, where it is still the model's own."""
+        path = self.folder / f"{CHECKPOINT}.json" if self.folder else None
+        found = Checkpoint.find(path) if path else None
+        parents = {parent.sha256 for record in self.records.values() for parent in record.parents}
+        return found if found is not None and found.weights.sha256 in parents else None
 
     def path(self, record: Artifact) -> Path:
         """Its file, where that is what the record says."""
@@ -212,13 +236,35 @@ def _ladder(known: Known) -> Iterator[Section]:
     if not paths:
         return
     ladder = Ladder.load(paths[-1])
-    most = max((result.pace.value for result in ladder.results if result.pace), default=1.0)
-    rows = [_texts(row, tables.LADDER) for row in tables.ladder_rows(ladder)]
-    for row, result in zip(rows, ladder.results, strict=True):
-        pace = result.pace.value if result.pace and result.valid else 0.0
-        row[2] = (row[2][0], pace, pace / most)
+    rows = _paced(ladder.results, tables.ladder_rows(ladder), tables.LADDER, place=2)
     yield Section("Training: the optimisation ladder", f"{ladder.model} on {ladder.data.name}, {ladder.device}, "
                   f"{ladder.rounds} interleaved rounds", tuple(tables.LADDER), rows)  # fmt: skip
+
+
+def _sweep(known: Known) -> Iterator[Section]:
+    """The newest measurement of training batch sizes."""
+    from trainers.measure import tables
+    from trainers.measure.results import Sweep
+
+    paths = sorted((known.folder / "sweep").glob("*.json")) if known.folder else []
+    if not paths:
+        return
+    sweep = Sweep.load(paths[-1])
+    rows = _paced(sweep.results, tables.sweep_rows(sweep), tables.SWEEP, place=1)
+    yield Section("Training: batch sizes", f"{sweep.model} on {sweep.data.name}, {sweep.device}, {sweep.rounds} "
+                  "interleaved rounds", tuple(tables.SWEEP), rows)  # fmt: skip
+
+
+def _paced(
+    results: Sequence[Result], lines: Sequence[Sequence[str]], columns: Sequence[str], *, place: int
+) -> list[list[Cell]]:
+    """Rows of measured trainings, with a bar in the place of their images a second."""
+    most = max((result.pace.value for result in results if result.pace), default=1.0)
+    rows = [_texts(line, columns) for line in lines]
+    for row, result in zip(rows, results, strict=True):
+        pace = result.pace.value if result.pace and result.valid else 0.0
+        row[place] = (row[place][0], pace, pace / most)
+    return rows
 
 
 def _texts(cells: Sequence[str], columns: Sequence[str]) -> list[Cell]:

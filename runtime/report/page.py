@@ -15,6 +15,8 @@ from runtime.verdict import BASELINE, DROP, INCONCLUSIVE, KEEP, SAME, judge
 
 TEMPLATE = Path(__file__).with_name("page.html")
 WORDS = (KEEP, DROP, SAME, INCONCLUSIVE, BASELINE)
+FIRST = ("variant", "backend")  # of a row's cells
+ELSEWHERE = ("batch>", *table.SWEPT, "build s>", "outputs", "verdict")  # of a whole part, or among a row's details
 NONE = "none"  # in place of a verdict, where nothing was computed
 
 Row = tuple[str, str, Measurement]  # its anchor, its verdict, and itself
@@ -41,12 +43,25 @@ def write(report: Report, path: Path, since: Section | None = None) -> None:
     found = [("", e.cpu), ("cores", str(e.cores)), ("Python", e.python), *sorted(e.packages.items())]
     html.write(
         path, TEMPLATE.read_text(), title=f"{', '.join(report.models())}: what is fastest here", words=WORDS,
-        sentences=summary.sentences(report), warnings=summary.warnings(report), machine=_machine(report),
-        parts=[part for part in parts if part["rows"]], failures=table.failures(report), command=report.command,
-        environment=found, width=plots.WIDTH, height=plots.HEIGHT, left=plots.LEFT, right=plots.RIGHT, top=plots.TOP,
-        bottom=plots.BOTTOM, shown=plots.SHOWN, since=since,
+        answers=_answers(report, parts), warnings=summary.warnings(report), machine=_machine(report),
+        parts=[part for part in parts if part["rows"]], failures=table.failures(report),
+        commands=background.commands(report), environment=found, height=plots.HEIGHT, shown=plots.SHOWN, since=since,
         disturbed=bool(report.disturbances),
     )  # fmt: skip
+
+
+def _answers(report: Report, parts: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """For each part what is fastest in it: a number to see first, how sure that is, and the sentence."""
+    found = []
+    for part, sentence in zip(parts, summary.sentences(report), strict=True):
+        best: Measurement | None = part["best"]
+        base, ratio = (report.baseline(best), report.speedup(best)) if best else (None, None)
+        answer = {"name": part["name"], "anchor": part["anchor"] if part["rows"] else "", "sentence": sentence}
+        if base and ratio and base is not best and not ratio.is_vague:
+            answer["number"] = f"{ratio.value:.2f}× as fast"
+            answer["sure"] = f"as {summary.called(base)}, 95% interval {ratio.low:.2f} to {ratio.high:.2f}"
+        found.append(answer)
+    return found
 
 
 def _machine(report: Report) -> str:
@@ -61,6 +76,7 @@ def _part(report: Report, model: str, conditions: Conditions, anchor: str) -> di
     """All about one model under one set of conditions."""
     rows = table.ordered([row for row in report.of(model) if row.valid and row.cell.conditions == conditions])
     named = [(f"{anchor}-{number}", _word(report, row), row) for number, row in enumerate(rows)]
+    best = next(iter(report.fastest(model, conditions, report.plan.max_drop)), None)
     sweep = None
     first = conditions == report.conditions(model)[0]
     if first:  # once a model: all batch sizes under its first other conditions
@@ -70,7 +86,8 @@ def _part(report: Report, model: str, conditions: Conditions, anchor: str) -> di
     return {
         "name": summary.named(report, model, conditions), "anchor": anchor, "note": table.title(report, model),
         "columns": _columns(report), "rows": [_shown(report, one) for one in named],
-        "pareto": plots.pareto(report, named), "distributions": plots.distributions(report, named) if named else None,
+        "best": best, "pareto": plots.pareto(report, named, best),
+        "distributions": plots.distributions(report, named) if named else None,
         "sweep": sweep, "sections": background.sections(report, model) if first else [],
     }  # fmt: skip
 
@@ -80,24 +97,23 @@ def _word(report: Report, row: Measurement) -> str:
     return verdict.word if verdict else NONE
 
 
-def _columns(report: Report) -> list[tuple[str, bool]]:
-    """Heads, and whether numbers stand below; the verdict has its own form."""
-    return [(name.replace(">", ""), name.endswith(">")) for name in table.columns(report)[:-1]] + [("verdict", False)]
+def _columns(report: Report) -> list[str]:
+    return [*FIRST, *(name for name in table.columns(report) if name not in (*FIRST, *ELSEWHERE))]
 
 
 def _shown(report: Report, named: Row) -> Shown:
     anchor, word, row = named
     subject, ratio = report.subject(row), report.speedup(row)
-    texts = table.cells(report, subject.model, row)[:-1]
-    values: Sequence[float | None] = [
-        row.median.value, row.percentile(0.9), ratio.value if ratio else None, ratio.low if ratio else None,
-        subject.drop, subject.bytes, row.peak_bytes, row.build_s, None,
-    ]  # fmt: skip
-    first = len(texts) - len(values)  # backend, variant, batch, and what was swept
-    heads = _columns(report)
-    cells: list[tuple[str, float | None]] = [(text, None) for text in texts[:first]]
-    cells += [(text, (-1.0 if value is None else float(value)) if heads[first + place][1] else None)
-              for place, (text, value) in enumerate(zip(texts[first:], values, strict=True))]  # fmt: skip
+    texts = dict(zip(table.columns(report), table.cells(report, subject.model, row), strict=True))
+    values: dict[str, float | None] = {
+        "p50 ms>": row.median.value, "p90 ms>": row.percentile(0.9), "times faster>": ratio.value if ratio else None,
+        "95% interval>": ratio.low if ratio else None, "top-1 drop>": subject.drop, "size>": subject.bytes,
+        "memory>": row.peak_bytes,
+    }  # fmt: skip
+    cells: list[tuple[str, float | None]] = [
+        (texts[name], (-1.0 if (value := values[name]) is None else float(value)) if ">" in name else None)
+        for name in _columns(report)
+    ]
     return Shown(anchor, word, cells, _details(report, row))
 
 
@@ -108,8 +124,10 @@ def _details(report: Report, row: Measurement) -> list[str]:
     if row.shortfall:
         lines.append(f"ran otherwise than recorded: {row.shortfall}")
     if check is not None and check.cosine is not None:
-        lines.append(f"outputs: cosine {check.cosine:.5f}, largest error {check.max_abs_err:.3g}, top-1 agreement "
-                     f"{check.top1_agreement:.1f}% on {check.images} images")  # fmt: skip
+        lines.append(
+            f"outputs {table.trust(report, row)}: cosine {check.cosine:.5f}, largest error {check.max_abs_err:.3g}, "
+            f"top-1 agreement {check.top1_agreement:.1f}% on {check.images} images"
+        )
     if subject.drop_interval is not None:
         low, high = subject.drop_interval
         lines.append(f"top-1 drop {subject.drop:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}")

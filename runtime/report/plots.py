@@ -1,7 +1,12 @@
-"""Points and ticks of a page's plots, in the units of their drawing. page.html draws them."""
+"""Points and ticks of a page's plots. page.html draws them.
+
+Across they are in percent of the plot's width and down in pixels: on a phone a plot is narrow, and its letters are not
+small.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +18,16 @@ from runtime.report.table import milliseconds
 from runtime.results import Measurement, Report
 from trainers.stats import Estimate
 
-WIDTH, HEIGHT = 760, 380
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 44  # margins
+WIDTH, HEIGHT = 100.0, 320.0
 SMALLEST, LARGEST = 5.0, 18.0  # radius of the smallest and the largest file
-ROW = 26  # height of one row of the distributions
+ROW = 38  # height of one row of the distributions: its name, and its samples below
+COLOURS = 6  # of lines
 SHOWN = 240  # samples of a row that are drawn: order statistics, evenly spaced, the extremes among them
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Values to drawing units; a `log` axis has ticks at 1, 2 and 5 times powers of ten."""
+    """Values to places in a plot; a `log` axis that is long enough has ticks at 1, 2 and 5 times powers of ten."""
 
     low: float
     high: float
@@ -41,7 +46,8 @@ class Axis:
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """Where they are, and what they say."""
-        return [(self(value), f"{value:g}") for value in (self._decades() if self.log else self._steps())]
+        decades = self._decades() if self.log else []
+        return [(self(value), f"{value:g}") for value in (decades if len(decades) > 2 else self._steps())]
 
     def _decades(self) -> list[float]:
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -56,13 +62,17 @@ class Axis:
         return [round(number * step, 12) for number in range(first, math.floor(self.high / step) + 1)]
 
 
+Stroke = tuple[float, float, float, float]  # from a place to the next: x, y, x, y
+
+
 @dataclass(frozen=True)
 class Point:
     """A row in the plane of time and accuracy; `size` is the radius, whose square goes with the file's bytes."""
 
     anchor: str
     word: str  # its verdict
-    text: str  # what is said of it where the pointer rests
+    text: str  # what is said of it where the pointer or the keyboard rests
+    label: str  # what is written beside it: of the recommended row what it is
     x: float
     y: float
     size: float
@@ -77,11 +87,14 @@ class Pareto:
     x: Axis
     y: Axis
     points: list[Point]
-    front: str
+    front: list[Stroke]
 
 
-def pareto(report: Report, named: Sequence[tuple[str, str, Measurement]]) -> Pareto | None:
-    """The rows (anchor, verdict, measurement) whose accuracy is known; None where there are fewer than two."""
+def pareto(report: Report, named: Sequence[tuple[str, str, Measurement]], best: Measurement | None) -> Pareto | None:
+    """The rows (anchor, verdict, measurement) whose accuracy is known; None where there are fewer than two.
+
+    The `best` is labelled.
+    """
     known = [(anchor, word, row, drop) for anchor, word, row in named
              if row.check is not None and (drop := report.drop(row)) is not None]  # fmt: skip
     if len(known) < 2:
@@ -90,8 +103,8 @@ def pareto(report: Report, named: Sequence[tuple[str, str, Measurement]]) -> Par
     spans = {anchor: report.subject(row).drop_interval for anchor, _, row, _ in known}
     losses = [loss for anchor, _, _, drop in known for loss in (drop, *(spans[anchor] or ()))]
     low, high = min(-0.5, *losses), max(0.5, *losses)
-    x = _log_axis([value for one in medians.values() for value in (one.low, one.high)], LEFT, WIDTH - RIGHT)
-    y = Axis(low - 0.1 * (high - low), high + 0.1 * (high - low), TOP, HEIGHT - BOTTOM)  # what loses less is above
+    x = _log_axis([value for one in medians.values() for value in (one.low, one.high)], 0, WIDTH)
+    y = Axis(low - 0.1 * (high - low), high + 0.1 * (high - low), 0, HEIGHT)  # what loses less is above
     largest = max(report.subject(row).bytes for _, _, row, _ in known)
     points = []
     for anchor, word, row, drop in known:
@@ -100,11 +113,23 @@ def pareto(report: Report, named: Sequence[tuple[str, str, Measurement]]) -> Par
             anchor=anchor, word=word, x=x(one.value), y=y(drop),
             size=round(max(SMALLEST, LARGEST * math.sqrt(subject.bytes / largest)), 1),
             across=(x(one.low), x(one.high)), along=(y(span[0]), y(span[1])) if span else None,
+            label=f"{variant(report, row)} in {row.cell.engine}" if row is best else "",
             text=f"{subject.name} in {row.cell.engine}: {milliseconds(row.median.value)} ms "
                  f"[{one.low:.3g}, {one.high:.3g}], top-1 drop {drop:+.2f}, {subject.bytes / 1e6:.1f} MB, {word}",
         ))  # fmt: skip
-    best = _front([(medians[anchor].value, drop) for anchor, _, _, drop in known])
-    return Pareto(x, y, sorted(points, key=lambda point: -point.size), " ".join(f"{x(a)},{y(b)}" for a, b in best))
+    front = [(x(a), y(b)) for a, b in _front([(medians[anchor].value, drop) for anchor, _, _, drop in known])]
+    return Pareto(x, y, sorted(points, key=lambda point: (bool(point.label), -point.size)), _strokes(front))
+
+
+def variant(report: Report, row: Measurement) -> str:
+    """The artifact's name without its model's."""
+    subject = report.subject(row)
+    return subject.name.removeprefix(f"{subject.model}-")
+
+
+def _strokes(places: Sequence[tuple[float, float]]) -> list[Stroke]:
+    """What joins them."""
+    return [(*before, *after) for before, after in itertools.pairwise(places)]
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -123,6 +148,7 @@ class Strip:
     anchor: str
     word: str
     name: str
+    text: str  # its numbers
     y: float
     samples: list[float]
     quartiles: tuple[float, float, float]
@@ -138,25 +164,25 @@ class Distributions:
 def distributions(report: Report, named: Sequence[tuple[str, str, Measurement]]) -> Distributions:
     """Every row's raw samples, one under the other."""
     pooled = {anchor: 1e3 * np.sort(stats.pooled(row.rounds_s)) for anchor, _, row in named}
-    height = TOP + ROW * len(pooled) + BOTTOM
     # The slowest hundredth of a row may be ten times its median, and would press all others against the edge.
     ends = [end for values in pooled.values() for end in (values[0], np.quantile(values, 0.99))]
-    x = _log_axis(ends, 300, WIDTH - RIGHT)
+    x = _log_axis(ends, 0, WIDTH)
     strips = []
     for number, (anchor, word, row) in enumerate(named):
         values = np.clip(pooled[anchor], x.low, x.high)
         drawn = values[np.unique(np.linspace(0, len(values) - 1, min(SHOWN, len(values))).astype(int))]
-        first, middle, last = (x(float(value)) for value in np.quantile(values, (0.25, 0.5, 0.75)))
-        name = f"{report.subject(row).name.removeprefix(f'{report.subject(row).model}-')} in {row.cell.engine}"
-        strips.append(Strip(anchor, word, name, TOP + ROW * number + ROW / 2, [x(float(value)) for value in drawn],
-                            (first, middle, last)))  # fmt: skip
-    return Distributions(x, strips, height)
+        first, middle, last = (float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
+        name = f"{variant(report, row)} in {row.cell.engine}"
+        text = f"{name}: median {middle:.3g} ms, half of {row.samples:,} samples from {first:.3g} to {last:.3g} ms"
+        strips.append(Strip(anchor, word, name, text, ROW * (number + 0.7), [x(float(value)) for value in drawn],
+                            (x(first), x(middle), x(last))))  # fmt: skip
+    return Distributions(x, strips, ROW * len(pooled))
 
 
 @dataclass(frozen=True)
 class Line:
     name: str
-    points: str
+    strokes: list[Stroke]
     dots: list[tuple[float, float, str]]
     color: int
 
@@ -174,15 +200,15 @@ def sweep(report: Report, rows: Sequence[Measurement]) -> Sweep | None:
     if len(batches) < 2:
         return None
     times = [1e3 * row.median.value / row.cell.batch for row in rows]
-    x = Axis(batches[0] / 1.1, batches[-1] * 1.1, LEFT, WIDTH - RIGHT, log=True)
-    y = _log_axis(times, HEIGHT - BOTTOM, TOP)
+    x = Axis(batches[0] / 1.1, batches[-1] * 1.1, 0, WIDTH, log=True)
+    y = _log_axis(times, HEIGHT, 0)
     lines = []
     for color, name in enumerate(dict.fromkeys(f"{row.cell.artifact} in {row.cell.engine}" for row in rows)):
         own = sorted((row for row in rows if f"{row.cell.artifact} in {row.cell.engine}" == name),
                      key=lambda row: row.cell.batch)  # fmt: skip
         dots = [(x(row.cell.batch), y(per_image := 1e3 * row.median.value / row.cell.batch),
                  f"{name}, batch {row.cell.batch}: {per_image:.3g} ms an image") for row in own]  # fmt: skip
-        lines.append(Line(name, " ".join(f"{a},{b}" for a, b, _ in dots), dots, color % 6))
+        lines.append(Line(name, _strokes([(a, b) for a, b, _ in dots]), dots, color % COLOURS))
     return Sweep(x, y, lines)
 
 

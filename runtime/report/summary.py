@@ -76,10 +76,15 @@ def _ratio(report: Report, row: Measurement) -> str:
     base, ratio = report.baseline(row), report.speedup(row)
     if base is None or ratio is None or base is row:
         return ""
-    name = "eager fp32" if base.cell.backend == "eager" else "ONNX Runtime fp32"
+    name = called(base)
     if ratio.is_vague:
         return f", but too noisy to say how much faster than {name} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
     return f", {ratio.value:.2f} times as fast as {name} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def called(base: Measurement) -> str:
+    """What a baseline is called."""
+    return "eager fp32" if base.cell.backend == "eager" else "ONNX Runtime fp32"
 
 
 def _tie(row: Measurement, others: list[Measurement]) -> str:

@@ -55,7 +55,7 @@ class Site:
         routes: list[tuple[str, Callable[..., Answer | None]]] = [
             (r"/", self._index), (r"/report", self._report), (r"/heat/(\d+)", self.heat),
             (r"/netron/(\d+)/", self._netron), (r"/netron/(\d+)/data/([^/]+)", self._file),
-            (r"/netron/\d+/([\w.-]+)", self._asset),
+            (r"/netron/\d+/([\w.-]+)", self._asset), (r"/(favicon\.ico)", self._asset),
         ]  # fmt: skip
         for pattern, made in routes:
             if matched := re.fullmatch(pattern, path):
