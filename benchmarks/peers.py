@@ -159,7 +159,8 @@ class Side:
         ratio = stats.speedup(row.rounds_s, ours.rounds_s, ours.processes)  # ours is so many times as fast
         return {**shared, "ms": 1e3 * row.median.value, "interval": [1e3 * row.median.low, 1e3 * row.median.high],
                 "ratio": ratio.value, "ratio_interval": [ratio.low, ratio.high],
-                "own_benchmark_ms": self._own_benchmark(entry), **self._accuracy(entry, verification)}  # fmt: skip
+                "own_benchmark_ms": self._own_benchmark(entry, row.cell.batch),
+                **self._accuracy(entry, verification)}  # fmt: skip
 
     def _accuracy(self, entry: Entry, count: int) -> dict[str, Any]:
         """Points of top-1 lost on test images, in that engine."""
@@ -179,12 +180,12 @@ class Side:
         drop, interval = parity.paired_drop(expected == labels, top == labels)
         return {"drop": drop, "drop_interval": list(interval), "images": len(top)}
 
-    def _own_benchmark(self, entry: Entry) -> float | None:
+    def _own_benchmark(self, entry: Entry, batch: int) -> float | None:
         """What OpenVINO's benchmark_app says of the file, with its own defaults for latency."""
         tool = shutil.which("benchmark_app", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         if entry.engine != "openvino" or tool is None or entry.target is None:
             return None
-        shape = ",".join(map(str, (1, *entry.target.input_shape[1:])))
+        shape = ",".join(map(str, (batch, *entry.target.input_shape[1:])))
         command = [tool, "-m", str(entry.target.found.path), "-d", "CPU", "-hint", "latency", "-shape", f"[{shape}]",
                    "-t", "5"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
