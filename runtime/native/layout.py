@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.backend import BackendError
 from runtime.native.library import Kind, Op
 from runtime.native.program import ALIGNED, Image
 from runtime.native.steps import Convolution, Depthwise, Lowered, Map, Maximum, Mean, Norm, Quantize, Step, Window
@@ -95,6 +96,8 @@ class _Layout:
         row, _, image = self._strides(of)
         places = np.add.outer(np.arange(self.batch) * image, np.arange(height) * stride[0] * row)
         columns = np.arange(width) * stride[1] * (LANES if of.wide else of.channels)
+        if self.batch * image >= 2**31:
+            raise BackendError(f"a batch of {self.batch} is more than its 32-bit offsets reach; give a smaller --batch")
         return self._keep(np.add.outer(places, columns).astype(np.int32))
 
     def _op(self, kind: Kind, step: Step, **fields: Any) -> Op:

@@ -40,7 +40,10 @@ class _Lowering(QuantizedGraph):
 
     def run(self) -> Lowered:
         (image,), (result,) = self.graph.input, self.graph.output
-        _, channels, height, width = (d.dim_value for d in image.type.tensor_type.shape.dim)
+        _, *sizes = (d.dim_value for d in image.type.tensor_type.shape.dim)
+        if len(sizes) != 3 or not all(sizes):
+            raise BackendError("it takes images of one fixed size")
+        channels, height, width = sizes
         if image.type.tensor_type.elem_type != 1:
             raise BackendError("it takes float images; export without --input-dtype uint8")
         self.maps[image.name] = inputs = Map(channels=channels, height=height, width=width, wide=True)
@@ -85,6 +88,14 @@ class _Lowering(QuantizedGraph):
             raise BackendError(f"it has no kernel for quantizing {node.input[0]} alone")
         target = Map(channels=source.channels, height=source.height, width=source.width, scale=scale, zero=zero)
         self._step(Quantize(source=source, target=target, names=(node.name,)), node.output[0])
+
+    def _over(self, source: Map, window: Window, node: onnx.NodeProto) -> tuple[int, int]:
+        """Height and width of what a window makes of a map, which gets the border for it."""
+        height, width = window.over(source)
+        if min(height, width) < 1 or min(*window.padding, *window.stride, *window.dilation) < 0 or 0 in window.stride:
+            raise BackendError(f"the window of {node.op_type} {node.output[0]} does not fit into its input")
+        source.widen(window.padding)
+        return height, width
 
     def _step(self, step: Step, *names: str) -> None:
         self.steps.append(step)
@@ -138,8 +149,11 @@ class _Lowering(QuantizedGraph):
         if quantized is None:
             raise BackendError(f"{node.op_type} {node.output[0]} is not quantized; export with --target cpu")
         (scale, zero), name = quantized
-        source.widen(window.padding)
-        height, width = window.over(source)
+        if weights.shape[1] != source.channels:
+            raise BackendError(
+                f"{node.op_type} {node.output[0]} has {weights.shape[1]} channels, not {source.channels}"
+            )
+        height, width = self._over(source, window, node)
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
         target = Map(channels=len(weights), height=height, width=width, scale=scale, zero=zero)
         step = Convolution(
@@ -158,8 +172,12 @@ class _Lowering(QuantizedGraph):
     def _bias(self, name: str | None, channels: int) -> np.ndarray:
         if name is None:
             return np.zeros(channels, np.int32)
-        if name not in self.weights or self.weights[name][0].dtype != np.int32:
-            raise BackendError(f"the bias {name} is not int32; export with --target cpu")
+        if (
+            name not in self.weights
+            or self.weights[name][0].dtype != np.int32
+            or self.weights[name][0].size != channels
+        ):
+            raise BackendError(f"the bias {name} is not int32, one a channel; export with --target cpu")
         return self.weights[name][0].reshape(-1)
 
     def _looked_up(self, step: Convolution, name: str) -> bool:
@@ -236,8 +254,7 @@ class _Lowering(QuantizedGraph):
         source = self._map(nodes[0])
         if len(nodes) > 1 and source.channels % 16:
             raise BackendError(f"it has no kernel for joined convolutions of {source.channels} channels ({name})")
-        source.widen(window.padding)
-        height, width = window.over(source)
+        height, width = self._over(source, window, nodes[0])
         target = Map(channels=source.channels * len(nodes), height=height, width=width, wide=True)
         none = np.zeros(source.channels, np.float32)
         step = Depthwise(
@@ -272,8 +289,7 @@ class _Lowering(QuantizedGraph):
             raise BackendError(f"it has no kernel for MaxPool {node.output[0]}: floats, ceil_mode, or negative values")
         window = Window(kernel=tuple(attributes["kernel_shape"]), stride=tuple(attributes.get("strides", (1, 1))),
                         padding=padding)  # fmt: skip
-        source.widen(padding)
-        height, width = window.over(source)
+        height, width = self._over(source, window, node)
         target = Map(channels=source.channels, height=height, width=width, scale=source.scale, zero=source.zero)
         step = Maximum(source=source, target=target, names=(node.name,), window=window)
         self.operators[node.op_type]["int8"] += 1
