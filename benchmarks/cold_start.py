@@ -36,6 +36,7 @@ model = best({name!r}, artifacts={artifacts!r}, max_drop=100)
 model(np.zeros((1, *{shape}), np.float32))
 print("torch" in sys.modules, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+IMPORTS = {"native": "ctypes"}  # an engine without a module of its name
 BARE = """
 import resource
 import numpy, {engine}
@@ -58,7 +59,10 @@ def measure(model: str, artifacts: Path, runs: int) -> dict[str, Any]:
     found = best.Best.load(best.path(artifacts / model))
     record = json.loads((artifacts / model / found.file.path).with_suffix(".json").read_text())
     shape = tuple(record["inputs"][0]["shape"][1:])
-    codes = (ANSWER.format(name=model, artifacts=str(artifacts), shape=shape), BARE.format(engine=found.backend))
+    codes = (
+        ANSWER.format(name=model, artifacts=str(artifacts), shape=shape),
+        BARE.format(engine=IMPORTS.get(found.backend, found.backend)),
+    )
     taken: list[list[tuple[float, int]]] = [[], []]
     for _ in range(runs + 1):
         for place, code in enumerate(codes):

@@ -158,8 +158,8 @@ def test_bf16_is_close_and_said(made: Path) -> None:
 @needs_kernels
 def test_a_program_can_run_again_and_beside_another(made: Path) -> None:
     found = int8(made, "convnext")
-    kernels, image = library.load(), layout.image(lower(found.path), 1, 2)
-    one, two = Program(image, kernels), Program(image, kernels)
+    kernels, lowered = library.load(), lower(found.path)
+    one, two = (Program(layout.image(lowered, 1, 2), kernels) for _ in range(2))
     x, y = images(found, 2)[:1], images(found, 2)[1:]
     one.bind(x)
     two.bind(y)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.attestation import Ran
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 def attest(session: Session, found: Found) -> Ran:
     """Every node that computes is in a step, or the file would not have loaded."""
-    lowered = session.lowered  # type: ignore[attr-defined]  # a NativeSession
+    native: Any = session  # a NativeSession
     floats = session.attested["floats"]
     operators = {name: {floats if kind == "fp32" else kind: count for kind, count in kinds.items()}
-                 for name, kinds in lowered.operators.items()}  # fmt: skip
-    fused = sum(len(step.names) > 1 for step in lowered.steps)
+                 for name, kinds in native.operators.items()}  # fmt: skip
+    fused = sum(len(names) > 1 for _, names in native.steps)
     return Ran(
         device="CPU", operators=operators,
-        nodes={"CPU": sum(sum(kinds.values()) for kinds in lowered.operators.values())},
-        notes=(f"{len(lowered.steps)} steps, {fused} of them of several nodes",),
+        nodes={"CPU": sum(sum(kinds.values()) for kinds in operators.values())},
+        notes=(f"{len(native.steps)} steps, {fused} of them of several nodes",),
     )  # fmt: skip

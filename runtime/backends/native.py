@@ -34,7 +34,8 @@ class NativeSession:
     """One program; its input is read where it lies."""
 
     def __init__(self, program: Program, lowered: Lowered, attested: dict[str, str]) -> None:
-        self.program, self.lowered = program, lowered
+        self.program, self.operators = program, lowered.operators
+        self.steps = [(type(step).__name__, step.names) for step in lowered.steps]  # and not what they weigh
         self.build_s, self.attested = 0.0, attested
         self.step = program.run
 

@@ -39,11 +39,13 @@ class _Layout:
 
     def image(self) -> Image:
         ops = [(op, index) for index, step in enumerate(self.lowered.steps) for op in self._ops(step)]
-        memory = np.zeros(self._end, np.uint8)
+        room = np.zeros(self._end + ALIGNED, np.uint8)
+        memory = room[-room.ctypes.data % ALIGNED :][: self._end]
         start = ALIGNED
-        for part in self._parts:
+        for index, part in enumerate(self._parts):
             memory[start : start + part.nbytes] = part
             start += _room(part.nbytes)
+            self._parts[index] = part[:0].copy()  # all of them at once would be as much again
         out = self.lowered.outputs
         return Image(
             memory=memory, ops=np.stack([np.frombuffer(bytes(op), np.uint8) for op, _ in ops]),

@@ -30,14 +30,12 @@ class Image:
 
 
 class Program:
-    """An image at its place in memory, ready to run by `kernels`, the compiled library."""
+    """An image, ready to run by `kernels`, the compiled library. The image's memory is this program's from then on."""
 
     def __init__(self, image: Image, kernels: Any) -> None:
         self.threads, self.steps = image.threads, image.steps
-        room = np.empty(len(image.memory) + ALIGNED, np.uint8)
-        start = -room.ctypes.data % ALIGNED
-        self._memory = room[start : start + len(image.memory)]
-        self._memory[:] = image.memory
+        self._memory = image.memory
+        assert self._memory.ctypes.data % ALIGNED == 0, "vectors are whole lines of the cache"
         self._ops = image.ops.copy()
         for offset in POINTERS:
             pointers = self._ops[:, offset : offset + 8].view(np.uint64)

@@ -6,19 +6,19 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.native.steps import Depthwise, Norm
 from runtime.profilers import Kernel, Taken, middle
 
 if TYPE_CHECKING:
     from export.artifact import Found
     from runtime.backend import Session
 
+FLOAT = ("Depthwise", "Norm")  # steps that are not of integers
 WARM = 3  # runs before the first that counts
 
 
 def take(session: Session, found: Found, runs: int, stem: Path) -> Taken:
     """One entry a step; a norm's sums count to the norm."""
-    program, steps = session.program, session.lowered.steps  # type: ignore[attr-defined]  # a NativeSession
+    program, steps = session.program, session.steps  # type: ignore[attr-defined]  # a NativeSession
     floats = session.attested["floats"]
     times: dict[int, list[float]] = defaultdict(list)
     for run in range(WARM + runs):
@@ -29,8 +29,8 @@ def take(session: Session, found: Found, runs: int, stem: Path) -> Taken:
             times[index].append(seconds)
     return Taken(kernels=tuple(
         Kernel(
-            name="+".join(step.names), operator=type(step).__name__, seconds=middle(times[index]), nodes=step.names,
-            precision=floats if isinstance(step, Depthwise | Norm) else "int8",
+            name="+".join(names), operator=kind, seconds=middle(times[index]), nodes=names,
+            precision=floats if kind in FLOAT else "int8",
         )
-        for index, step in enumerate(steps)
+        for index, (kind, names) in enumerate(steps)
     ))  # fmt: skip
