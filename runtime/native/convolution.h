@@ -140,7 +140,6 @@ inline void convolution(const Op& op, Share share) {
 
 // A few channels of a long input: one dot product each, 64 products a step. Weights: [channel][depth to a multiple of 64].
 inline void product(const Op& op, Share share) {
-    const Epilogue epilogue(op);
     const long pixels = static_cast<long>(op.images) * op.height * op.width, depth = (op.depth + 63) / 64 * 64;
     const long groups = (op.channels + 4) / 5;
     for (long unit = share.first(pixels * groups); unit < share.last(pixels * groups); unit++) {

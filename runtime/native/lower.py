@@ -46,14 +46,14 @@ class _Lowering(QuantizedGraph):
         channels, height, width = sizes
         if image.type.tensor_type.elem_type != 1:
             raise BackendError("it takes float images; export without --input-dtype uint8")
-        self.maps[image.name] = inputs = Map(channels=channels, height=height, width=width, wide=True)
+        self.maps[image.name] = Map(channels=channels, height=height, width=width, wide=True)
         for node in self.graph.node:
             if id(node) not in self.done:
                 self._node(node)
         if result.name not in self.maps:
             raise BackendError(f"its output {result.name} comes from no step that it has")
         operators = {name: dict(kinds) for name, kinds in sorted(self.operators.items())}
-        return Lowered(inputs=inputs, outputs=self.maps[result.name], steps=self.steps, operators=operators)
+        return Lowered(outputs=self.maps[result.name], steps=self.steps, operators=operators)
 
     def _node(self, node: onnx.NodeProto) -> None:
         handler = {

@@ -5,9 +5,36 @@
 
 #include "parts.h"
 
-// Writes what a depthwise row has: its outputs, and their part of the sums that a norm needs.
-template <int COLUMNS, int OUTPUTS>
-inline void depthwise_write(const __m512 (&sums)[OUTPUTS][COLUMNS], float* out, long apart, __m512* sum, __m512* squares) {
+// sum + x * w of 16 floats, or of 16 pairs of bf16 that lie in their bits.
+template <bool HALF>
+inline __m512 multiplied(__m512 x, __m512 w, __m512 sum) {
+#ifdef __AVX512BF16__
+    if constexpr (HALF) return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)w);
+#endif
+    return _mm512_fmadd_ps(x, w, sum);
+}
+
+// One row of 16 channels x OUTPUTS depthwise outputs, COLUMNS at once, and its part of the sums that a norm needs. In bf16
+// two taps of a row are taken at once: the input has, for each column, itself and its right neighbour.
+template <bool HALF, int WIDTH, int STRIDE, int COLUMNS, int OUTPUTS>
+inline void depthwise_columns(const Op& op, const float* in, const float* weights, float* out, long apart, __m512* sum,
+                              __m512* squares) {
+    constexpr int AT_ONCE = HALF ? 2 : 1, TAPS = (WIDTH + AT_ONCE - 1) / AT_ONCE;
+    __m512 sums[OUTPUTS][COLUMNS];
+    const float* bias = weights + static_cast<long>(OUTPUTS) * op.kernel_height * TAPS * LANES;
+    for (int j = 0; j < OUTPUTS; j++)
+        for (auto& value : sums[j]) value = _mm512_loadu_ps(bias + j * LANES);
+    for (int y = 0; y < op.kernel_height; y++, in += op.in_row, weights += OUTPUTS * TAPS * LANES)
+#pragma GCC unroll 7
+        for (int k = 0; k < TAPS; k++) {
+            __m512 w[OUTPUTS];
+            for (int j = 0; j < OUTPUTS; j++) w[j] = _mm512_loadu_ps(weights + (k * OUTPUTS + j) * LANES);
+#pragma GCC unroll 7
+            for (int c = 0; c < COLUMNS; c++) {
+                const __m512 x = _mm512_loadu_ps(in + (c * STRIDE + AT_ONCE * k) * LANES);
+                for (int j = 0; j < OUTPUTS; j++) sums[j][c] = multiplied<HALF>(x, w[j], sums[j][c]);
+            }
+        }
     for (int j = 0; j < OUTPUTS; j++)
         for (int c = 0; c < COLUMNS; c++) {
             _mm512_storeu_ps(out + j * apart + c * LANES, sums[j][c]);
@@ -16,52 +43,7 @@ inline void depthwise_write(const __m512 (&sums)[OUTPUTS][COLUMNS], float* out, 
         }
 }
 
-// One row of 16 channels x OUTPUTS depthwise outputs, COLUMNS at once.
-template <int WIDTH, int STRIDE, int COLUMNS, int OUTPUTS>
-inline void depthwise_columns(const Op& op, const float* in, const float* weights, float* out, long apart, __m512* sum,
-                              __m512* squares) {
-    __m512 sums[OUTPUTS][COLUMNS];
-    const float* bias = weights + static_cast<long>(OUTPUTS) * op.kernel_height * WIDTH * LANES;
-    for (int j = 0; j < OUTPUTS; j++)
-        for (auto& value : sums[j]) value = _mm512_loadu_ps(bias + j * LANES);
-    for (int y = 0; y < op.kernel_height; y++, in += op.in_row, weights += OUTPUTS * WIDTH * LANES)
-#pragma GCC unroll 7
-        for (int k = 0; k < WIDTH; k++) {
-            __m512 w[OUTPUTS];
-            for (int j = 0; j < OUTPUTS; j++) w[j] = _mm512_loadu_ps(weights + (k * OUTPUTS + j) * LANES);
-#pragma GCC unroll 7
-            for (int c = 0; c < COLUMNS; c++) {
-                const __m512 x = _mm512_loadu_ps(in + (c * STRIDE + k) * LANES);
-                for (int j = 0; j < OUTPUTS; j++) sums[j][c] = _mm512_fmadd_ps(x, w[j], sums[j][c]);
-            }
-        }
-    depthwise_write(sums, out, apart, sum, squares);
-}
-
 #ifdef __AVX512BF16__
-// The same in bf16, two taps of a row at once: the input has, for each column, itself and its right neighbour.
-template <int WIDTH, int STRIDE, int COLUMNS, int OUTPUTS>
-inline void depthwise_pairs(const Op& op, const float* in, const float* weights, float* out, long apart, __m512* sum,
-                            __m512* squares) {
-    constexpr int PAIRS = (WIDTH + 1) / 2;
-    __m512 sums[OUTPUTS][COLUMNS];
-    const float* bias = weights + static_cast<long>(OUTPUTS) * op.kernel_height * PAIRS * LANES;
-    for (int j = 0; j < OUTPUTS; j++)
-        for (auto& value : sums[j]) value = _mm512_loadu_ps(bias + j * LANES);
-    for (int y = 0; y < op.kernel_height; y++, in += op.in_row, weights += OUTPUTS * PAIRS * LANES)
-#pragma GCC unroll 4
-        for (int k = 0; k < PAIRS; k++) {
-            __m512bh w[OUTPUTS];
-            for (int j = 0; j < OUTPUTS; j++) w[j] = (__m512bh)_mm512_loadu_ps(weights + (k * OUTPUTS + j) * LANES);
-#pragma GCC unroll 7
-            for (int c = 0; c < COLUMNS; c++) {
-                const __m512bh x = (__m512bh)_mm512_loadu_ps(in + (c * STRIDE + 2 * k) * LANES);
-                for (int j = 0; j < OUTPUTS; j++) sums[j][c] = _mm512_dpbf16_ps(sums[j][c], x, w[j]);
-            }
-        }
-    depthwise_write(sums, out, apart, sum, squares);
-}
-
 // Rows of floats as such pairs; the last column has no neighbour.
 inline void paired(const Op& op, const float* in, float* out, long rows) {
     const long columns = op.in_row / LANES;
@@ -78,23 +60,14 @@ inline void paired(const Op& op, const float* in, float* out, long rows) {
 #endif
 
 template <bool HALF, int WIDTH, int STRIDE, int COLUMNS, int OUTPUTS>
-inline void depthwise_part(const Op& op, const float* in, const float* weights, float* out, long apart, __m512* sum,
-                           __m512* squares) {
-#ifdef __AVX512BF16__
-    if constexpr (HALF) return depthwise_pairs<WIDTH, STRIDE, COLUMNS, OUTPUTS>(op, in, weights, out, apart, sum, squares);
-#endif
-    depthwise_columns<WIDTH, STRIDE, COLUMNS, OUTPUTS>(op, in, weights, out, apart, sum, squares);
-}
-
-template <bool HALF, int WIDTH, int STRIDE, int COLUMNS, int OUTPUTS>
 void depthwise_row(const Op& op, const float* in, const float* weights, float* out, long apart, __m512* sum,
                    __m512* squares) {
     int column = 0;
     for (; column + COLUMNS <= op.width; column += COLUMNS)
-        depthwise_part<HALF, WIDTH, STRIDE, COLUMNS, OUTPUTS>(op, in + column * STRIDE * LANES, weights,
+        depthwise_columns<HALF, WIDTH, STRIDE, COLUMNS, OUTPUTS>(op, in + column * STRIDE * LANES, weights,
                                                               out + column * LANES, apart, sum, squares);
     for (; column < op.width; column++)
-        depthwise_part<HALF, WIDTH, STRIDE, 1, OUTPUTS>(op, in + column * STRIDE * LANES, weights, out + column * LANES,
+        depthwise_columns<HALF, WIDTH, STRIDE, 1, OUTPUTS>(op, in + column * STRIDE * LANES, weights, out + column * LANES,
                                                         apart, sum, squares);
 }
 

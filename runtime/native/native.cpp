@@ -56,7 +56,7 @@ class Team {
 
   private:
     void start() {
-        generation_.fetch_add(1, std::memory_order_release);
+        generation_.fetch_add(1);  // before the look at who sleeps: one falling asleep now sees it or is seen
         if (sleeping_.load()) generation_.notify_all();
     }
 

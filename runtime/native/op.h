@@ -1,4 +1,4 @@
-// One step of a program, as runtime/native/program.py lays it out: the fields and their order are the same in both.
+// One step of a program, as `Op` of library.py: the fields and their order are the same in both.
 #pragma once
 #include <cstdint>
 

@@ -115,7 +115,6 @@ class Mean(Step):
 class Lowered:
     """A whole network. `operators`: how many nodes of each type run in which precision."""
 
-    inputs: Map
     outputs: Map
     steps: list[Step]
     operators: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from export.artifact import Artifact, is_true
 from export.costs import Costs, profiles
@@ -25,11 +25,12 @@ from trainers.checkpoint import Checkpoint
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
-    from trainers.measure.results import Result
+    from trainers.measure.results import Ladder, Result, Sweep
 
 LAYERS = 15  # of a profile, the longest
 PROFILES = 3  # of a model, the newest
 
+Measured = TypeVar("Measured", "Ladder", "Sweep")
 Cell = tuple[str, float | None, float | None]  # its text, what it is sorted by, and its bar's length from 0 to 1
 
 
@@ -232,13 +233,9 @@ def _ladder(known: Known) -> Iterator[Section]:
     from trainers.measure import tables
     from trainers.measure.results import Ladder
 
-    paths = sorted((known.folder / "ladder").glob("*.json")) if known.folder else []
-    if not paths:
-        return
-    ladder = Ladder.load(paths[-1])
-    rows = _paced(ladder.results, tables.ladder_rows(ladder), tables.LADDER, place=2)
-    yield Section("Training: the optimisation ladder", f"{ladder.model} on {ladder.data.name}, {ladder.device}, "
-                  f"{ladder.rounds} interleaved rounds", tuple(tables.LADDER), rows)  # fmt: skip
+    for ladder in _newest(known, "ladder", Ladder):
+        rows = _paced(ladder.results, tables.ladder_rows(ladder), tables.LADDER, place=2)
+        yield _rounds("the optimisation ladder", ladder, tables.LADDER, rows)
 
 
 def _sweep(known: Known) -> Iterator[Section]:
@@ -246,13 +243,20 @@ def _sweep(known: Known) -> Iterator[Section]:
     from trainers.measure import tables
     from trainers.measure.results import Sweep
 
-    paths = sorted((known.folder / "sweep").glob("*.json")) if known.folder else []
-    if not paths:
-        return
-    sweep = Sweep.load(paths[-1])
-    rows = _paced(sweep.results, tables.sweep_rows(sweep), tables.SWEEP, place=1)
-    yield Section("Training: batch sizes", f"{sweep.model} on {sweep.data.name}, {sweep.device}, {sweep.rounds} "
-                  "interleaved rounds", tuple(tables.SWEEP), rows)  # fmt: skip
+    for sweep in _newest(known, "sweep", Sweep):
+        rows = _paced(sweep.results, tables.sweep_rows(sweep), tables.SWEEP, place=1)
+        yield _rounds("batch sizes", sweep, tables.SWEEP, rows)
+
+
+def _newest(known: Known, folder: str, record: type[Measured]) -> list[Measured]:
+    """The newest of the records that a measurement of training left in its folder, if there is one."""
+    paths = sorted((known.folder / folder).glob("*.json")) if known.folder else []
+    return [record.load(path) for path in paths[-1:]]
+
+
+def _rounds(what: str, measured: Ladder | Sweep, columns: Sequence[str], rows: list[list[Cell]]) -> Section:
+    note = f"{measured.model} on {measured.data.name}, {measured.device}, {measured.rounds} interleaved rounds"
+    return Section(f"Training: {what}", note, tuple(columns), rows)
 
 
 def _paced(
