@@ -48,6 +48,24 @@ def test_bash_completes_modules_verbs_flags_and_models(tmp_path: Path) -> None:
     assert offered("python -m http.server ", tmp_path) == set()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish is installed")
+def test_fish_completes_verbs_flags_and_models(tmp_path: Path) -> None:
+    (tmp_path / "artifacts" / "mine").mkdir(parents=True)
+    (tmp_path / "artifacts" / "mine" / "checkpoint.json").write_text("{}")
+    script = tmp_path / "completion.fish"
+    script.write_text(succeed("runtime", "completion", "fish").stdout)
+
+    def words(line: str) -> set[str]:
+        code = f"set -p PATH {Path(sys.executable).parent}; source {script}; complete -C {line!r}"
+        done = subprocess.run(["fish", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+        return {word.split("\t")[0] for word in done.stdout.splitlines()}
+
+    assert set(verbs()) <= words("python -m runtime ")
+    assert words("python -m runtime bench --qui") == {"--quick"}
+    assert words("python -m runtime tune mi") == {"mine"}
+
+
 @pytest.mark.parametrize("shell", list(SCRIPTS))
 def test_a_script_is_one_that_its_shell_reads(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
