@@ -232,6 +232,13 @@ def test_a_roofline_is_measured_kept_and_used(made: Path) -> None:
     picture = made / "simplecnn" / "profile" / "simplecnn-dynamo-exact-fp32-onnxruntime-t1.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert str(picture) in shown.stdout
+
+    succeed("runtime", "bench", "simplecnn", "--backends", "onnxruntime", "--rounds", 1, "--processes", 1,
+            "--seconds", "0.05", "--device", "cpu", "--artifacts", made)  # fmt: skip
+    succeed("runtime", "report", "--html", made / "page.html", "--artifacts", made)
+    page = (made / "page.html").read_text()
+    assert f"{peak.rate / 1e9:.0f} GFLOP/s" in page, "the roofline is in the page"
+    assert page.count("operations a byte</title>") >= 2, "with the layers below it"
     shutil.rmtree(made / "roofline")
 
 

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from export.artifact import Artifact, is_true
 from export.costs import Costs, profiles
+from runtime import roofline
 from runtime.check import home
 from runtime.compare import Comparison
-from runtime.report import comparison
+from runtime.report import comparison, plots
 from runtime.report.profile import NAME
 from runtime.results import Measurement, Report, Subject
+from runtime.roofline import Roofline
 from trainers.checkpoint import NAME as CHECKPOINT
 from trainers.checkpoint import Checkpoint
 from trainers.manifest import UserError
@@ -36,12 +38,13 @@ Cell = tuple[str, float | None, float | None]  # its text, what it is sorted by,
 
 @dataclass(frozen=True)
 class Section:
-    """A table with bars. A column marked with `>` holds numbers."""
+    """A table with bars, below a roofline where it is of layers. A column marked with `>` holds numbers."""
 
     title: str
     note: str
     columns: tuple[str, ...]
     rows: list[list[Cell]]
+    roof: plots.Roof | None = None
 
 
 def sections(report: Report, model: str) -> list[Section]:
@@ -189,10 +192,11 @@ def _profiles(known: Known) -> Iterator[Section]:
     hashes = {record.file.sha256: name for name, record in known.records.items()}
     for path, costs in profiles(known.folder, hashes)[:PROFILES]:
         if (table := path.with_suffix(".csv")).is_file():
-            yield _profile(hashes[costs.sha256], costs, table)
+            roof = roofline.find(known.folder.parent, costs.environment) if costs.device == "cpu" else None
+            yield _profile(hashes[costs.sha256], costs, table, roof)
 
 
-def _profile(name: str, costs: Costs, table: Path) -> Section:
+def _profile(name: str, costs: Costs, table: Path, roof: Roofline | None) -> Section:
     with table.open(newline="") as file:
         lines = list(csv.DictReader(file))
     lines.sort(key=lambda line: -float(line["seconds"]))
@@ -211,7 +215,10 @@ def _profile(name: str, costs: Costs, table: Path) -> Section:
             f"{len(lines)} layers, of which the longest {len(rows)}; of roof: 100% is as fast as this machine's "
             "arithmetic and memory allow")  # fmt: skip
     columns = ("layer", "operator", "precision", "ms>", "share>", "of roof>")
-    return Section(f"Layers of {name} in {costs.engine}", note, columns, rows)
+    works = [plots.Work(line["layer"], line["precision"], *(float(line[column] or 0) for column in
+             ("seconds", "flops", "bytes"))) for line in lines]  # fmt: skip
+    return Section(f"Layers of {name} in {costs.engine}", note, columns, rows,
+                   plots.roof(works, roof, costs.threads) if roof else None)  # fmt: skip
 
 
 def _changes(known: Known) -> Iterator[Section]:

@@ -16,12 +16,14 @@ import numpy as np
 from runtime import stats
 from runtime.report.table import milliseconds
 from runtime.results import Measurement, Report
+from runtime.roofline import Roofline
 from trainers.stats import Estimate
 
 WIDTH, HEIGHT = 100.0, 320.0
 SMALLEST, LARGEST = 5.0, 18.0  # radius of the smallest and the largest file
 ROW = 38  # height of one row of the distributions: its name, and its samples below
 COLOURS = 6  # of lines
+NEAR = 16  # pixels between two lines of text
 SHOWN = 240  # samples of a row that are drawn: order statistics, evenly spaced, the extremes among them
 
 
@@ -210,6 +212,72 @@ def sweep(report: Report, rows: Sequence[Measurement]) -> Sweep | None:
                  f"{name}, batch {row.cell.batch}: {per_image:.3g} ms an image") for row in own]  # fmt: skip
         lines.append(Line(name, _strokes([(a, b) for a, b, _ in dots]), dots, color % COLOURS))
     return Sweep(x, y, lines)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A layer as the roofline sees it."""
+
+    name: str
+    precision: str
+    seconds: float
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Layers below what this machine can do at most: `levels` of memory slant, and `peaks` of precisions are level."""
+
+    x: Axis
+    y: Axis
+    levels: list[Stroke]
+    names: list[tuple[float, float, str]]  # of the levels, where each begins
+    peaks: list[tuple[Stroke, str, int]]
+    dots: list[tuple[float, float, float, str, int]]  # place, radius, what is said of it, colour
+    threads: int
+
+
+def roof(works: Sequence[Work], found: Roofline, threads: int) -> Roof | None:
+    """Each layer's operations a second over its operations a byte; None where none has both."""
+    known = [one for one in works if one.flops and one.bytes and one.seconds]
+    if not known:
+        return None
+    count = found.threads(threads)
+    memory = {stream.level: max(one.rate for one in found.streams if (one.level, one.threads) == (stream.level, count))
+              for stream in found.streams if stream.threads == count}  # fmt: skip
+    used = sorted({one.precision for one in known})
+    peaks = {name: peak for name in used if (peak := found.peak(name, count))}
+    top = max([peak.rate for peak in peaks.values()] or [one.flops / one.seconds for one in known])
+    intensities, rates = [one.flops / one.bytes for one in known], [one.flops / one.seconds for one in known]
+    x = Axis(0.6 * min(*intensities, 0.5), 1.7 * max(*intensities, top / min(memory.values())), 0, WIDTH, log=True)
+    y = Axis(0.5e-9 * min(rates), 1.6e-9 * max(top, *rates), HEIGHT, 0, log=True)
+
+    def line(rate: float, highest: float) -> Stroke:
+        """Where `rate` bytes a second limit, inside the plot."""
+        start, end = max(x.low, 1e9 * y.low / rate), highest / rate
+        return x(start), y(start * rate / 1e9), x(end), y(end * rate / 1e9)
+
+    longest, best = max(one.seconds for one in known), max(memory.values())
+    dots = [(x(one.flops / one.bytes), y(rate / 1e9), round(max(3.0, LARGEST * math.sqrt(one.seconds / longest)), 1),
+             f"{one.name}, {one.precision}: {1e3 * one.seconds:.3g} ms, {rate / 1e9:.3g} GFLOP/s, "
+             f"{one.flops / one.bytes:.3g} operations a byte", used.index(one.precision) % COLOURS)
+            for one, rate in zip(known, rates, strict=True)]  # fmt: skip
+    levels = {name: line(rate, top) for name, rate in memory.items()}
+    names: list[tuple[float, float, str]] = []
+    for name, (left, start, *_) in sorted(levels.items(), key=lambda level: -memory[level[0]]):
+        text = f"{name} {memory[name] / 1e9:.0f} GB/s"
+        if names and start - names[-1][1] < NEAR:  # they would cover each other
+            names[-1] = (*names[-1][:2], f"{names[-1][2]}, {text}")
+        else:
+            names.append((left, start, text))
+    return Roof(
+        x, y, list(levels.values()), names,
+        [((x(peak.rate / best), y(peak.rate / 1e9), WIDTH, y(peak.rate / 1e9)),
+          f"{name}: {peak.rate / 1e9:.0f} GFLOP/s in {peak.engine}", used.index(name) % COLOURS)
+         for name, peak in peaks.items()],
+        sorted(dots, key=lambda dot: -dot[2]), count,
+    )  # fmt: skip
 
 
 def _milliseconds(seconds: Estimate) -> Estimate:
