@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,35 +38,51 @@ def settle(job: Job, variant: Variant, stack: contextlib.ExitStack) -> Choice:
     images = list(reference.images(verification))
     expected = job.answers(variant.gelu, verification)
     variants = [replace(variant, exporter=exporter) for exporter in EXPORTERS]
-    choice = choose([_candidate(job, one, scratch, images, expected) for one in variants], len(expected))
+    with ThreadPoolExecutor(1) as beside:  # an exporter keeps one core busy
+        beside.submit(reference.prepare, job.verification)
+        judging = []
+        for one in variants:
+            path = scratch / f"{one.name(job.checkpoint.model)}.onnx"
+            judging.append(beside.submit(_candidate, job, one, path, *_write(job, one, path), images, expected))
+    choice = choose([one.result() for one in judging], len(expected))
     job.choices.update(dict.fromkeys(variants, choice))
     print(f"exporter {said(choice)}", file=sys.stderr, flush=True)
     return choice
 
 
-def _candidate(job: Job, variant: Variant, scratch: Path, images: list[np.ndarray], expected: np.ndarray) -> Candidate:
-    """Export, run and measure one file; a failure is its reason."""
-    path = scratch / f"{variant.name(job.checkpoint.model)}.onnx"
-    began = time.perf_counter()
+def _write(job: Job, variant: Variant, path: Path) -> tuple[float, str]:
+    """Export one file: the seconds it took, and why there is none."""
+    began, refusal = time.perf_counter(), ""
     try:
         export_module(job, variant, path)
-        seconds = time.perf_counter() - began
+    except UserError as error:
+        refusal = str(error)
+    return time.perf_counter() - began, refusal
+
+
+def _candidate(
+    job: Job, variant: Variant, path: Path, seconds: float, refusal: str, images: list[np.ndarray], expected: np.ndarray
+) -> Candidate:
+    """Run and measure one file; a failure is its reason."""
+    if refusal:
+        return Candidate(exporter=variant.exporter, reason=refusal, seconds=seconds)
+    try:
         graph.finish(path, path.stem, job.checkpoint)  # without dynamo's stack traces, which would count as its size
         logits, single = parity.run(engines.load(path), images, variant.batch)
-    except (UserError, CheckFailed) as refusal:
-        return Candidate(exporter=variant.exporter, reason=str(refusal), seconds=time.perf_counter() - began)
+    except (UserError, CheckFailed) as error:
+        return Candidate(exporter=variant.exporter, reason=str(error), seconds=seconds)
     job.exported[variant] = path
-    error = _error(np.concatenate([logits, single]), np.concatenate([expected, expected[: len(single)]]))
+    far = _error(np.concatenate([logits, single]), np.concatenate([expected, expected[: len(single)]]))
     tolerance = PRECISIONS["fp32"].tolerance.error
     assert tolerance is not None, "fp32 is judged by its error"
     operators = _operators(path)
     return Candidate(
         exporter=variant.exporter,
-        reason="" if error <= tolerance else f"its error is {error:.1e} of the logits' deviation",
+        reason="" if far <= tolerance else f"its error is {far:.1e} of the logits' deviation",
         nodes=sum(operators.values()),
         operators=operators,
         bytes=sum(file.stat().st_size for file in (path, data_path(path)) if file.is_file()),
-        max_error=error,
+        max_error=far,
         seconds=seconds,
     )
 

@@ -89,6 +89,13 @@ def images(verification: Verification, title: str = "verify", dtype: str = "floa
         yield whole if dtype == "uint8" else pixels.normalise(whole, verification.preprocess)
 
 
+def prepare(verification: Verification) -> None:
+    """Prepare the images for `images` to find in memory, where they all fit there. Raises what that does."""
+    if len(verification.indices) * math.prod((3, *verification.preprocess.size)) <= KEPT_BYTES:
+        for _ in _pixels(verification):
+            pass
+
+
 def _pixels(verification: Verification) -> Iterator[np.ndarray]:
     """Batches of prepared pixels; those of earlier calls that are kept in memory are not prepared again."""
     import torch
