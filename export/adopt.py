@@ -198,7 +198,8 @@ def _store(record: Checkpoint, module: nn.Module, folder: Path) -> Checkpoint:
             if msgspec.structs.replace(record, environment=old.environment) == old:
                 old.weights.verify(folder)
                 return old
-        keep_previous(folder)
+        if kept := keep_previous(folder):
+            print(f"note: {path} is replaced; the checkpoint that it was is kept as {kept}", file=sys.stderr)
         link_or_copy(written, folder / f"{NAME}.safetensors")
     record.save(path)
     return record

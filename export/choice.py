@@ -73,7 +73,7 @@ def _fewest_nodes(candidates: list[Candidate]) -> tuple[list[Candidate], str]:
 def _smallest(candidates: list[Candidate]) -> tuple[list[Candidate], str]:
     sizes = sorted(one.bytes for one in candidates)
     best = [one for one in candidates if one.bytes * (1 - METADATA) <= sizes[0]]
-    return best, f"it takes {cli.megabytes(sizes[0])}, not {cli.megabytes(sizes[-1])}"
+    return best, f"it is {1 - sizes[0] / sizes[-1]:.0%} smaller"
 
 
 CRITERIA: tuple[Callable[[list[Candidate]], tuple[list[Candidate], str]], ...] = (_closest, _fewest_nodes, _smallest)

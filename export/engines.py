@@ -147,11 +147,15 @@ def openvino(path: Path, arithmetic: str) -> Infer:
         raise UserError(
             f"OpenVINO cannot load {path.name}: {str(error).splitlines()[0]}; try another --exporter or --quantize"
         ) from error
-    own = threading.local()  # a request serves one thread at a time
+    own, first = threading.local(), threading.Lock()  # a request serves one thread at a time
 
     def infer(images: np.ndarray) -> np.ndarray:
         if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
+            with first:  # first inferences at the same time can wait for each other for ever (seen with 2026.4)
+                request = compiled.create_infer_request()
+                answer = np.array(request.infer([images])[0], np.float32)
+            own.request = request
+            return answer
         return np.array(own.request.infer([images])[0], np.float32)
 
     return infer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import os
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from export.activations import swap_gelu
 from export.artifact import Found
 from export.quiet import quiet
 from trainers import models
+from trainers.cli import stop_if_interrupted
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def write_onnx(exporter: str, module: nn.Module, path: Path, request: Request) -
 
     from export import graph
 
-    with _explained(exporter, request), quiet(), _no_stdout(), torch.no_grad():
+    with _explained(exporter, request), quiet(logging.ERROR), _no_stdout(), torch.no_grad():
         EXPORTERS[exporter](module, path, request)
     written = graph.opset(path)
     if written != request.opset:  # dynamo goes on with 18 where its converter has no way down, and says so in a log
@@ -140,10 +142,12 @@ def _explained(exporter: str, request: Request) -> Iterator[None]:
     try:
         yield
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        stop_if_interrupted()
         raise UserError(
             f"the {exporter} exporter cannot write this model at opset {request.opset}: {_reason(error)}; "
             "try the other --exporter or --opset 20"
         ) from error
+    stop_if_interrupted()
 
 
 def _reason(error: Exception) -> str:

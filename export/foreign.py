@@ -51,7 +51,8 @@ def read(path: Path, shape: tuple[int, int, int] | None) -> ModelFile:
     from trainers.process import Worker, WorkerError
 
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of an ONNX model")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {what}; give the path of an ONNX model")
     memory = OWN_MEMORY + 10 * path.stat().st_size
     with contextlib.closing(Worker("export.reader", threads=1, memory_bytes=memory)) as worker:
         try:
@@ -145,9 +146,8 @@ def _image(found: dict[str, Any], asked: tuple[int, ...] | None, path: Path) -> 
     """The batch or None, and (channels, height, width), free sizes as asked for. Raises UserError on no image."""
     has = found["shape"]
     if found["dtype"] != "FLOAT" or len(has) != 4:
-        raise UserError(
-            f"{path}: its input is {found['dtype'].lower()} {_text(has)}; give a model of float images (N, C, H, W)"
-        )
+        kind = f"{found['dtype'].lower()} {_text(has) or 'of no known shape'}"
+        raise UserError(f"{path}: its input is {kind}; give a model of float images (N, C, H, W)")
     if asked is None and None in has[1:]:
         raise UserError(f"{path}: its input is {_text(has)}; say which size to fix with --input CxHxW")
     if asked is not None and any(size not in (None, wanted) for size, wanted in zip(has[1:], asked, strict=True)):

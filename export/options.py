@@ -157,7 +157,8 @@ def _count(text: str) -> int:
     return ALL if text == "all" else cli.positive(text)
 
 
-_batch.__name__ = _count.__name__ = "value"
+_batch.__name__ = "batch size (dynamic, or a number of images)"  # argparse names the type in its message
+_count.__name__ = "count (all, or a number of images)"
 
 
 def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -174,6 +175,9 @@ def _precisions(arguments: argparse.Namespace) -> tuple[str, ...]:
     chosen = [cli.choose(name, QUANTIZED, "precision") for name in wanted]
     if SEARCHED in chosen and (arguments.all or arguments.grid):
         raise UserError("--quantize auto searches one placement; leave --all and --grid out")
+    if arguments.max_drop is not None and SEARCHED not in chosen:
+        raise UserError("--max-drop is for --quantize auto alone; what loses too much is left out when it is chosen: "
+                        "python -m runtime tune MODEL --max-drop")  # fmt: skip
     return tuple(dict.fromkeys("int8" if name == SEARCHED else name for name in chosen))
 
 

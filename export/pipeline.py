@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -39,7 +37,7 @@ from export.rewrites.applied import Applied
 from export.variant import OPSET, Calibration, Variant
 from trainers import qat
 from trainers.checkpoint import build, load_model
-from trainers.manifest import CheckFailed, File, UserError, environment, link_or_copy
+from trainers.manifest import CheckFailed, File, UserError, environment, invocation, link_or_copy
 from trainers.serving import peak_bytes
 
 if TYPE_CHECKING:
@@ -124,7 +122,7 @@ def export(job: Job, variant: Variant) -> Artifact:
             attested=attested,
             seconds=time.perf_counter() - began,
             peak_memory_bytes=peak_bytes(),
-            command=shlex.join(["python", "-m", "export", *sys.argv[1:]]),
+            command=invocation(),
             environment=environment(),
             choice=job.choices.get(variant) or recorded_choice(job, variant),
             metamorphic=independent,

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.artifact import Artifact, Found, find, open_file
+from export.inspect.locate import plainness
 from runtime.targets import model_folder, models
 from trainers.manifest import UserError
 
 
 def one(name: str, artifacts: Path, kinds: Sequence[str]) -> Path:
-    """The file of the artifact called `name`, at the path `name`, or the newest plain one of the model `name`.
+    """The file of the artifact called `name` (or FOLDER/NAME), at the path `name`, or the plain one of a model.
 
     `kinds` are those that the engine loads. Raises UserError where there is none of these.
     """
@@ -21,7 +22,7 @@ def one(name: str, artifacts: Path, kinds: Sequence[str]) -> Path:
     folder = model_folder(name, artifacts)
     if folder is not None:
         return _plain(folder, kinds)
-    records = sorted(artifacts.glob(f"*/{name}.json"))
+    records = sorted(artifacts.glob(f"{name}.json" if "/" in name else f"*/{name}.json"))
     if len(records) == 1:
         return records[0].parent / Artifact.load(records[0]).file.path
     if records:
@@ -39,9 +40,9 @@ def check(path: Path, backend: str, kinds: Sequence[str]) -> None:
 
 
 def _plain(folder: Path, kinds: Sequence[str]) -> Path:
-    """The model's newest fp32 file with its own activation that the engine loads."""
+    """The model's fp32 file with its own activation that the engine loads, as it was exported."""
     plain = [
-        (found.record.environment.time, found.path)
+        (plainness(found.record), found.path)
         for found in find(folder)
         if found.record and _is_plain(found) and found.kind in kinds and not found.stale
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -38,6 +39,11 @@ class Subject(Struct, frozen=True, kw_only=True):
     def is_exact_fp32(self) -> bool:
         """The checkpoint's own arithmetic."""
         return self.variant is not None and self.variant.precision == "fp32" and self.variant.gelu == "exact"
+
+    @property
+    def is_own_function(self) -> bool:
+        """Whether its activations are the model's own, exact or rounded."""
+        return self.variant is None or self.variant.gelu == "exact"
 
 
 class Conditions(NamedTuple):
@@ -124,6 +130,17 @@ class Report(Record, frozen=True, kw_only=True):
     left_out: tuple[str, ...] = ()  # artifacts that --quick did not choose
     states: tuple[State, ...] = ()  # of the machine, between the rounds
     complete: bool = True  # whether every round was run
+
+    def __post_init__(self) -> None:
+        """Raise ValueError on rows that cannot be what a run has left."""
+        names = {subject.name for subject in self.subjects}
+        for row in self.measurements:
+            if row.cell.artifact not in names:
+                raise ValueError(f"a row of {row.cell.artifact}, which is no subject of it")
+            if row.processes and len(row.processes) != len(row.rounds_s):
+                raise ValueError(f"{row.cell.artifact}: {len(row.rounds_s)} rounds, of {len(row.processes)} processes")
+            if not all(part and all(0 < sample < math.inf for sample in part) for part in row.rounds_s):
+                raise ValueError(f"{row.cell.artifact}: a round without samples, or a sample that is no time")
 
     @classmethod
     def upgrade(cls, document: dict[str, Any], schema: int) -> dict[str, Any]:

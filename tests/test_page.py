@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,6 +18,7 @@ from commands import expect_refusal, lines_of, on_a_terminal, succeed
 
 from runtime.report import markdown, page, plots, summary
 from runtime.results import Report
+from trainers.manifest import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "report-2.json"
 HOSTILE = [
@@ -129,6 +132,24 @@ def test_an_axis_has_round_ticks_inside_it() -> None:
         assert len(linear.ticks) >= 3
         assert all(0 <= at <= 100 for at, _ in linear.ticks)
     assert [text for _, text in plots.Axis(0.9, 12.0, 0, 100, log=True).ticks] == ["1", "2", "5", "10"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"rounds_s": [[]], "processes": []}, "a round without samples"),
+        ({"rounds_s": [[0.0, 1.0]], "processes": []}, "no time"),
+        ({"rounds_s": [[1.0], [1.0]], "processes": [0]}, "2 rounds, of 1 processes"),
+        ({"cell": "another artifact"}, "no subject"),
+    ],
+)
+def test_a_report_that_no_run_has_left_is_refused(changed: dict[str, Any], says: str, tmp_path: Path) -> None:
+    document = json.loads(GOLDEN.read_text())
+    row = document["measurements"][0]
+    row.update(changed if "cell" not in changed else {"cell": {**row["cell"], "artifact": changed["cell"]}})
+    (tmp_path / "edited.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=says):
+        Report.load(tmp_path / "edited.json")
 
 
 def test_the_front_is_what_nothing_beats_in_time_and_accuracy() -> None:

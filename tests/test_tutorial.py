@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from test_readme import make_data
 
+from runtime.tuning.best import Best
+
 TEXT = (Path(__file__).parent.parent / "docs" / "tutorial.md").read_text()
 COMMANDS = re.findall(r"^python .*$", "\n".join(re.findall(r"^```sh\n(.*?)^```", TEXT, re.M | re.S)), re.M)
 
@@ -37,3 +39,6 @@ def test_a_model_of_ones_own_is_deployed(tmp_path: Path) -> None:
     assert "fastest verified variant" in said
     assert re.search(r"^my-images/test/cats/0.jpg: (cats|dogs) \d", said, re.M), "the bundle names classes"
     assert (tmp_path / "artifacts" / "reports" / "report.html").is_file()
+    found = Best.load(tmp_path / "artifacts" / "Net" / "best.json")
+    assert found.faster is not None, "PyTorch eager ran beside it, though the model is code of one's own"
+    assert found.command.startswith("python -m runtime tune nets.py:Net ")

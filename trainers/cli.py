@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import io
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ T = TypeVar("T")
 
 OK, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 ANY = 10_000  # letters: wider than every table
+_is_interrupted = False
 COMPLETING = "_ARGCOMPLETE"  # set by a shell that wants to know what could come next
 
 
@@ -39,6 +41,11 @@ class Parser(argparse.ArgumentParser):
             import argcomplete
 
             argcomplete.autocomplete(self, always_complete_options="long")
+        for text in sys.argv[1:] if args is None else args:
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # records and reports name files in UTF-8
+                self.error(f"{text!r} is not UTF-8; give the file another name, or set LC_ALL=C.UTF-8")
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -77,9 +84,15 @@ def run(command: Callable[[], int]) -> NoReturn:
     relay.descriptor()  # before any worker is started
     # A process manager's TERM is as orderly as Ctrl-C: temporary files go, records stay.
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
+        signal.signal(signal.SIGINT, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # in a locale that has not all letters, those become their codes
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
     except UserError as error:
         _complain(f"error: {error}")
         status = MISUSED
@@ -111,7 +124,15 @@ def _complain(line: str) -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    global _is_interrupted
+    _is_interrupted = True
     raise KeyboardInterrupt
+
+
+def stop_if_interrupted() -> None:
+    """Raise KeyboardInterrupt again where a library may have taken an interrupt for an error of its own."""
+    if _is_interrupted:
+        raise KeyboardInterrupt
 
 
 def choose(name: str, known: Iterable[str], noun: str) -> str:
@@ -251,5 +272,7 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def megabytes(count: int) -> str:
-    """Bytes as decimal megabytes."""
+    """Bytes as decimal megabytes; kilobytes below one, gigabytes from ten thousand on."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e6:.1f} MB" if count < 1e10 else f"{count / 1e9:.1f} GB"

@@ -300,7 +300,8 @@ def _text(shape: tuple[int, ...]) -> str:
 def _theirs(what: str, flag: str) -> Iterator[None]:
     """A border to code that is not ours and may raise anything, in one line with the place in the user's file."""
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            yield
     except UserError:
         raise
     except (Exception, SystemExit) as error:

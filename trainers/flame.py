@@ -67,7 +67,7 @@ def _nest(thread: Frame, events: list[dict[str, Any]]) -> None:
 
 def draw(trace: Path, title: str) -> str:
     """The SVG of a Chrome trace. Raises OSError and ValueError for a file that is none."""
-    root = frames(json.loads(trace.read_text()), title)
+    root = frames(json.loads(trace.read_text(encoding="utf-8")), title)
     height = TOP + root.depth * ROW + 8
     return "\n".join(
         [

@@ -14,8 +14,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +210,18 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def probe(folder: Path) -> None:
+    """Raise OSError where nothing can be written to a folder: before the work whose result goes there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(1 << 16))
+
+
+def invocation() -> str:
+    """The command that started this process, for its records."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def environment() -> Environment:

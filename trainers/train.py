@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 import resource
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +27,7 @@ from trainers.evaluate import Score, evaluate
 from trainers.initialise import initialise, some_images
 from trainers.interrupt import deferred
 from trainers.learner import Learner, resized
-from trainers.manifest import CheckFailed, File, Struct, UserError, environment
+from trainers.manifest import CheckFailed, File, Struct, UserError, environment, invocation, probe
 from trainers.optim import learning_rate
 from trainers.spec import ModelSpec, Option, Precision, Preprocess, Recipe, legs_of
 from trainers.state import TrainingState, clear_states, load_tensors, newest_state, save_state
@@ -103,6 +102,8 @@ def train(
     goes on, and a finished one's checkpoint is returned as it is. Raises CheckFailed when the loss stops being finite,
     UserError when `resume` finds a run with other settings.
     """
+    if world.writer:
+        probe(folder)
     run = Run(job, spec, data, device, folder, world)
     if not resume:
         run.forget()
@@ -231,7 +232,7 @@ class Run:
             started_from=self.job.started_from,
             qat=self.job.qat,
             processes=self.world.size,
-            command=shlex.join(["python", "-m", "trainers", *sys.argv[1:]]),
+            command=invocation(),
         )
         checkpoint.save(self.folder / f"{NAME}.json")
         clear_states(self.folder)

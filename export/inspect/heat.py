@@ -138,7 +138,8 @@ def rendered(heat: Heat) -> str:
         for number, (node, levels) in enumerate(zip(heat.drawing.nodes, heat.levels, strict=True))
     ]  # fmt: skip
     return html.render(
-        TEMPLATE.read_text(), title=f"{heat.path.stem}: where it is hot", note=note, drawing=heat.drawing,
+        TEMPLATE.read_text(encoding="utf-8"), title=f"{heat.path.stem}: where it is hot", note=note,
+        drawing=heat.drawing,
         nodes=nodes, shown={name: WORDS[name] for name in heat.shown}, columns=COLUMNS, order=heat.order,
         errors=bool(heat.errors),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from export.activations import EXACT
 from export.artifact import Artifact, find
 from trainers.checkpoint import folder_name
 from trainers.manifest import UserError
@@ -16,7 +17,7 @@ FOREIGN = {
 
 
 def locate(name: str, artifacts: Path) -> Path:
-    """The ONNX file that `name` means: a path, a record, a model (its newest fp32 file) or an artifact.
+    """The ONNX file that `name` means: a path, a record, a model (its plain fp32 file) or an artifact.
 
     Raises UserError when there is none, or several of this name.
     """
@@ -29,7 +30,7 @@ def locate(name: str, artifacts: Path) -> Path:
         return path
     own = artifacts / (folder_name(name) if ":" in name else name)
     folder = next((place for place in (own, path) if place.is_dir()), None)
-    return _newest(folder) if folder else _named(name, artifacts)
+    return _plainest(folder) if folder else _named(name, artifacts)
 
 
 def is_recorded(path: Path) -> bool:
@@ -37,10 +38,20 @@ def is_recorded(path: Path) -> bool:
     return path.with_suffix(".json").is_file()
 
 
-def _newest(folder: Path) -> Path:
-    """The newest fp32 ONNX file made from the folder's current checkpoint."""
+def plainness(record: Artifact) -> tuple[bool, bool, bool, str]:
+    """By what the file that a model's name means is chosen from its fp32 files: the greatest.
+
+    The model's own activations, nothing rewritten, by the exporter that was decided on, and then the newest.
+    """
+    variant, choice = record.variant, record.choice
+    chosen = choice is None or choice.chosen == variant.exporter
+    return variant.gelu == EXACT, not variant.rewrites and not variant.functions, chosen, record.environment.time
+
+
+def _plainest(folder: Path) -> Path:
+    """The plainest fp32 ONNX file made from the folder's current checkpoint."""
     made = [
-        (found.record.environment.time, found.path)
+        (plainness(found.record), found.path)
         for found in find(folder)
         if found.record and found.kind == "onnx" and found.record.variant.precision == "fp32" and not found.stale
     ]
@@ -54,7 +65,7 @@ def _newest(folder: Path) -> Path:
 
 def _named(name: str, artifacts: Path) -> Path:
     paths = sorted({*artifacts.glob("*/*.onnx"), *artifacts.glob("*/failed/*.onnx")})
-    same = [path for path in paths if path.stem == name]
+    same = [path for path in paths if name in (path.stem, f"{path.parent.name}/{path.stem}")]
     if len(same) == 1:
         return same[0]
     if same:

@@ -20,7 +20,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-drop",
         type=points,
-        default=MAX_DROP,
         metavar="POINTS",
         help=f"top-1 that it may cost, in percentage points (default: {MAX_DROP})",
     )
@@ -51,7 +50,8 @@ def search(arguments: argparse.Namespace, job: Job, variants: list[Variant]) -> 
     """The variants with the chosen assignment in place of int8, or beside it where that is asked for too."""
     from export.search.auto import Budget, resolve
 
-    budget = Budget(max_drop=arguments.max_drop, images=arguments.search_images, costs=tuple(arguments.costs))
+    allowed = MAX_DROP if arguments.max_drop is None else arguments.max_drop
+    budget = Budget(max_drop=allowed, images=arguments.search_images, costs=tuple(arguments.costs))
     plain = variants if "int8" in arguments.quantize.split(",") else []
     return list(dict.fromkeys([*plain, *resolve(job, variants, budget)]))
 

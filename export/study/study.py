@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from export.study.distance import Distance, distance
 from export.study.record import Accuracy, Row, Study
 from export.study.tuning import tuned
 from export.variant import Variant
-from trainers.manifest import CheckFailed, environment
+from trainers.manifest import CheckFailed, environment, invocation
 
 FOLDER = "gelu"
 SEEN_IMAGES = 256  # of the validation split; each gives thousands of inputs
@@ -84,7 +82,7 @@ def study(job: Job, gelus: Sequence[str], steps: int, artifacts: Path) -> Study:
             _row(job, name, part, parts[EXACT], labels, times.get(_stem(part.artifact), {}))
             for name, part in parts.items()
         ),
-        command=shlex.join(["python", "-m", "export.gelu", *sys.argv[1:]]),
+        command=invocation(),
         environment=environment(),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,19 +172,20 @@ def plan_of(arguments: argparse.Namespace, environment: Environment) -> Plan:
         backends=chosen, batches=arguments.batch, device=device, threads=_threads(arguments.threads, environment),
         regimes=arguments.regime, rounds=rounds, processes=arguments.processes or processes,
         seconds=arguments.seconds or (quick.SECONDS if arguments.quick else 2.0), timeout=arguments.timeout,
-        options=combinations, max_drop=arguments.max_drop, strict=arguments.strict, factories=_factories(arguments),
+        options=combinations, max_drop=arguments.max_drop, strict=arguments.strict,
+        factories=factories((*arguments.targets, *arguments.model)),
         memory_bytes=memory_limit(environment, device), **(fewer if arguments.quick else {}),
     )  # fmt: skip
 
 
-def _factories(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The user's own models that this command line names, by full paths. Raises UserError on a file that is not there.
+def factories(texts: Iterable[str]) -> tuple[str, ...]:
+    """The user's own models among what a command line names, by full paths. Raises UserError on a file not there.
 
     Only the workers run them.
     """
     from trainers import external
 
-    typed = [text for text in (*arguments.targets, *arguments.model) if external.is_file(text)]
+    typed = [text for text in texts if external.is_file(text)]
     for text in typed:
         external.allow(text)
     return tuple(str(Path(text).expanduser().resolve()) for text in typed)

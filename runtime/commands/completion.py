@@ -80,12 +80,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def modules() -> list[str]:
-    """What can be run by `python -m`: the packages, and those of their modules that are commands."""
+    """What can be run by `python -m`: the packages, and those of their modules that are commands to type."""
     found = []
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.origin is not None, "it is installed beside this one"
         files = sorted(Path(spec.origin).parent.glob("*.py"))
-        commands = [file.stem for file in files if 'if __name__ == "__main__":' in file.read_text()]
+        commands = [file.stem for file in files if file.read_text(encoding="utf-8").startswith('"""python -m ')]
         found += [package, *(f"{package}.{name}" for name in commands if name != "__main__")]
     return found

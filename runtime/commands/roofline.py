@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     asked = arguments.threads or ceilings.counts(most)
     if max(asked) > most:
         raise UserError(f"--threads {max(asked)}: this process may use {most} cores; give at most as many")
+    manifest.probe(roofline.path(arguments.artifacts, environment.host).parent)
     with progress() as bars:
         task = bars.add_task("starting", total=None)
         record = ceilings.measure(

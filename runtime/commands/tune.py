@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from export import options
     from runtime.commands.bench import save
+    from runtime.report import summary
     from runtime.tuning import best, tables
     from runtime.tuning.forms import Forms
 
@@ -91,9 +92,14 @@ def run(arguments: argparse.Namespace) -> int:
     saved = save(report, arguments.artifacts)
     shown = cli.console(stderr=arguments.json)
     tried = f"{len(search.candidates)} candidates in {search.spent_s:.0f} s"
-    title = f"{search.question.model}: {tried}; times faster than fp32 in ONNX Runtime"
-    cli.table(title, tables.COLUMNS, tables.rows(job.checkpoint.model, search.candidates), stderr=arguments.json,
-              spare=tables.SPARE)  # fmt: skip
+    title = (
+        f"{search.question.model}: {tried}; ms and times faster than ONNX Runtime fp32 are of the stage it came to"
+    )
+    rows = tables.rows(job.checkpoint.model, search.candidates, winner[0].name if winner else None)
+    cli.table(title, tables.COLUMNS, rows, stderr=arguments.json, spare=tables.SPARE)
+    shown.print(f"{tables.LEGEND}; all of it: {search.path}", markup=False)
+    for line in summary.warnings(report):
+        shown.print(line, markup=False)
     for name, reason in search.failures.items():
         shown.print(f"not made: {name}: {reason}", markup=False)
     if winner is None:
@@ -103,7 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
         return cli.FAILED
     found = best.record(search, report, winner, saved)
     found.save(best.path(job.folder))
-    lines = [tables.recommendation(found), *tables.how(found, job.folder, arguments.artifacts), f"report: {saved}"]
+    lines = [tables.recommendation(found), *tables.how(found, job.folder, arguments.artifacts, _factory(arguments)),
+             f"report: {saved}"]  # fmt: skip
     if arguments.bundle is not None:
         lines += _bundle(arguments.bundle, found, job.folder)
     if arguments.json:
@@ -115,6 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _search(arguments: argparse.Namespace, forms: Any) -> Search:
     """The search that the command line asks for, from where an interrupted one stopped if it is to go on."""
+    from runtime.commands.bench import factories
     from runtime.tuning.candidate import Trace
     from runtime.tuning.search import Search
     from trainers import manifest
@@ -127,8 +135,17 @@ def _search(arguments: argparse.Namespace, forms: Any) -> Search:
     if arguments.resume and known is None:
         print("nothing to resume: no interrupted search like this one; starting", file=sys.stderr)
     trace = known if known is not None and not known.complete else Trace(key=key, seconds=0.0)
+    factory = _factory(arguments)
     return Search(question, forms, environment, trace=trace, path=path, budget_s=arguments.budget,
+                  factories=factories([factory] if factory else []),
                   say=lambda line: print(line, file=sys.stderr, flush=True))  # fmt: skip
+
+
+def _factory(arguments: argparse.Namespace) -> str | None:
+    """The file of a model of the user's own, as it was typed."""
+    from trainers import external
+
+    return next((text for text in (arguments.factory, arguments.model) if text and external.is_file(text)), None)
 
 
 def _question(arguments: argparse.Namespace, forms: Any, environment: Any) -> Question:

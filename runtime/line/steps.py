@@ -58,7 +58,11 @@ def _train(model: str, wish: Wish) -> list[Step]:
 
 
 def _described(model: str, found: Checkpoint, wish: Wish) -> str:
-    """The checkpoint in words. Raises UserError where it was trained on other data than the wish names."""
+    """The checkpoint in words. Raises UserError where it was trained on other data than the wish names, or where its
+    model is in a file that the wish does not name."""
+    if external.is_file(found.model) and not external.is_file(model):
+        raise UserError(f"{wish.artifacts / folder_name(model)} holds a model of your own code, which a record never "
+                        f"runs; in place of {model} give PATH/{found.model}")  # fmt: skip
     named = wish.data.partition(":")[0] if wish.data else None
     if wish.data is not None and found.provenance == "trained":
         same = (found.data.name == named and found.data.path is None if named in sources.names()

@@ -39,13 +39,19 @@ class _Lowering(QuantizedGraph):
         self.operators: dict[str, Counter[str]] = defaultdict(Counter)
 
     def run(self) -> Lowered:
+        from onnx import TensorProto
+
+        if (len(self.graph.input), len(self.graph.output)) != (1, 1) or not self.graph.node:
+            raise BackendError(f"it takes a graph of one input and one output, not {len(self.graph.input)} and "
+                               f"{len(self.graph.output)} with {len(self.graph.node)} nodes")  # fmt: skip
         (image,), (result,) = self.graph.input, self.graph.output
-        _, *sizes = (d.dim_value for d in image.type.tensor_type.shape.dim)
+        sizes = [d.dim_value for d in image.type.tensor_type.shape.dim][1:]
         if len(sizes) != 3 or not all(sizes):
             raise BackendError("it takes images of one fixed size")
         channels, height, width = sizes
-        if image.type.tensor_type.elem_type != 1:
-            raise BackendError("it takes float images; export without --input-dtype uint8")
+        if image.type.tensor_type.elem_type != TensorProto.FLOAT:
+            pixels = image.type.tensor_type.elem_type == TensorProto.UINT8
+            raise BackendError("it takes float images" + "; export without --input-dtype uint8" * pixels)
         self.maps[image.name] = Map(channels=channels, height=height, width=width, wide=True)
         for node in self.graph.node:
             if id(node) not in self.done:

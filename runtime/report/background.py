@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LAYERS = 15  # of a profile, the longest
 PROFILES = 3  # of a model, the newest
+BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9}  # as `trainers.cli.megabytes` writes them
 
 Measured = TypeVar("Measured", "Ladder", "Sweep")
 Cell = tuple[str, float | None, float | None]  # its text, what it is sorted by, and its bar's length from 0 to 1
@@ -285,6 +286,7 @@ def _texts(cells: Sequence[str], columns: Sequence[str]) -> list[Cell]:
 
 def _number(text: str) -> float:
     try:
-        return float(text.replace(",", "").split()[0].rstrip("%"))
-    except (ValueError, IndexError):
+        number, *unit = text.replace(",", "").split()
+        return float(number.rstrip("%")) * (BYTES.get(unit[0], 1.0) if unit else 1.0)
+    except ValueError:
         return -1.0

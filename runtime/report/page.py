@@ -42,8 +42,8 @@ def write(report: Report, path: Path, since: Section | None = None) -> None:
     e = report.environment
     found = [("", e.cpu), ("cores", str(e.cores)), ("Python", e.python), *sorted(e.packages.items())]
     html.write(
-        path, TEMPLATE.read_text(), title=f"{', '.join(report.models())}: what is fastest here", words=WORDS,
-        answers=_answers(report, parts), warnings=summary.warnings(report), machine=_machine(report),
+        path, TEMPLATE.read_text(encoding="utf-8"), title=f"{', '.join(report.models())}: what is fastest here",
+        words=WORDS, answers=_answers(report, parts), warnings=summary.warnings(report), machine=_machine(report),
         parts=[part for part in parts if part["rows"]], failures=table.failures(report),
         commands=background.commands(report), environment=found, height=plots.HEIGHT, shown=plots.SHOWN, since=since,
         disturbed=bool(report.disturbances),

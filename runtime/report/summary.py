@@ -23,6 +23,8 @@ def warnings(report: Report) -> list[str]:
     if report.disturbances:
         found.append(f"warning: {'; '.join(report.disturbances)}: this slows some engines more than others; measure "
                      "again on a quiet machine")  # fmt: skip
+        if any(row.cell.backend == "native" and not row.cell.options for row in report.measurements):
+            found.append("native suffers most, for its threads wait for each other: --option cores=1 uses one of them")
     unsteady = [f"{row.cell.artifact} in {row.cell.engine}" for row in report.measurements if row.steady is False]
     if unsteady:
         found.append(f"still getting faster when the warm-up ended: {', '.join(dict.fromkeys(unsteady))}")
@@ -69,7 +71,16 @@ def _sentence(report: Report, model: str, conditions: Conditions) -> str:
         f"{where}: fastest verified variant within {budget} of accuracy is {row.cell.artifact} in "
         f"{row.cell.engine}, {milliseconds(row.median.value)} ms{_ratio(report, row)}"
     )
-    return f"{text}{_tie(row, rows[1:])}{' (provisional: the machine was busy)' if report.disturbances else ''}."
+    busy = " (provisional: the machine was busy)" if report.disturbances else ""
+    return f"{text}{_doubt(report, row, budget)}{_tie(row, rows[1:])}{busy}."
+
+
+def _doubt(report: Report, row: Measurement, budget: str) -> str:
+    """That too few images were asked to show what is claimed of its accuracy."""
+    interval = report.subject(row).drop_interval
+    if interval is None or interval[1] <= report.plan.max_drop or report.subject(row).is_exact_fp32:
+        return ""
+    return f"; its drop may be up to {interval[1]:.2f} points: only more images would show that it is within {budget}"
 
 
 def _ratio(report: Report, row: Measurement) -> str:

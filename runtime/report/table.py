@@ -9,6 +9,7 @@ from runtime import stats
 from runtime.results import Measurement, Report
 from runtime.verdict import judge
 from trainers.cli import console, megabytes, table
+from trainers.stats import Estimate
 
 COLUMNS = ("backend", "variant", "batch>", "p50 ms>", "p90 ms>", "times faster>", "95% interval>", "top-1 drop>",
            "size>", "memory>", "build s>", "outputs", "verdict")  # fmt: skip
@@ -23,7 +24,7 @@ SPARE = (
     "95% interval>",
     "top-1 drop>",
 )  # in this order
-UNKNOWN = "-"
+UNKNOWN, NOISY = "-", "noisy"
 
 
 def show(report: Report, *, stderr: bool = False) -> None:
@@ -86,13 +87,18 @@ def cells(report: Report, model: str, row: Measurement) -> list[str]:
         row.cell.engine, subject.name.removeprefix(f"{model}-"), str(row.cell.batch),
         *(text for text, varies in swept if varies),
         milliseconds(row.median.value), milliseconds(row.percentile(0.9)),
-        UNKNOWN if not ratio else "noisy" if ratio.is_vague else f"{ratio.value:.2f}",
+        times(ratio),
         f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio else UNKNOWN,
         points(subject.drop), megabytes(subject.bytes),
         megabytes(row.peak_bytes) if row.peak_bytes else UNKNOWN,
         f"{row.build_s:.1f}" if row.build_s else UNKNOWN,
         trust(report, row), verdict.word if verdict else UNKNOWN,
     ]  # fmt: skip
+
+
+def times(ratio: Estimate | None) -> str:
+    """How many times faster, where that is known and its interval does not span more than a factor of two."""
+    return UNKNOWN if ratio is None else NOISY if ratio.is_vague else f"{ratio.value:.2f}"
 
 
 def trust(report: Report, row: Measurement) -> str:

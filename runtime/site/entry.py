@@ -8,6 +8,8 @@ from pathlib import Path
 
 from export.artifact import Found, find, open_file
 from runtime import saved, targets
+from runtime.check import home
+from runtime.report import table
 from runtime.report.table import milliseconds
 from runtime.results import Measurement, Report
 from runtime.verdict import judge
@@ -67,7 +69,9 @@ def _found(name: str, artifacts: Path) -> Iterator[Found]:
     elif Path(name).suffix:
         raise UserError(f"{name}: no such file; list what there is with: ls {Path(name).parent}")
     else:
-        raise UserError(f"no ONNX file in {artifacts / name}; make one with: python -m export {name}")
+        there = ", ".join(targets.models(artifacts))
+        raise UserError(f"no model or file {name!r} in {artifacts}; " + (f"there are the models {there}" if there else
+                        "make one with: python -m export MODEL"))  # fmt: skip
 
 
 def _entry(found: Found, reports: Sequence[Report]) -> Entry:
@@ -77,11 +81,11 @@ def _entry(found: Found, reports: Sequence[Report]) -> Entry:
     verdict = judge(report, row) if report and row else None
     ratio = report.speedup(row) if report and row else None
     return Entry(
-        model=record.model if record else NONE, found=found, files=files,
+        model=home(found.path).name if record else NONE, found=found, files=files,
         size=megabytes(sum(path.stat().st_size for path in files if path.is_file())),
         drop=NONE if record is None or record.parity.drop is None else f"{record.parity.drop:+.2f}",
         engine=row.cell.engine if row else NONE, time=milliseconds(row.median.value) if row else NONE,
-        faster=f"{ratio.value:.2f}" if ratio else NONE, word=verdict.word if verdict else NONE,
+        faster=table.times(ratio), word=verdict.word if verdict else NONE,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def write(server: ThreadingHTTPServer, address: str, path: Path) -> None:
         bars.add_task("drawing", total=None)
         opened = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         tab = opened.new_page()
-        tab.goto(address)
+        tab.goto(address, timeout=OPEN_MS)
         tab.wait_for_selector("#canvas .node", timeout=OPEN_MS, state="attached")
         with tab.expect_download(timeout=OPEN_MS) as download:
             tab.keyboard.press(KEYS[path.suffix])

@@ -63,8 +63,8 @@ class Site:
         return None
 
     def _index(self) -> Answer:
-        return _page(html.render(TEMPLATE.read_text(), title="Artifacts", columns=COLUMNS, entries=self.entries,
-                                 report=self.report is not None))  # fmt: skip
+        return _page(html.render(TEMPLATE.read_text(encoding="utf-8"), title="Artifacts", columns=COLUMNS,
+                                 entries=self.entries, report=self.report is not None))  # fmt: skip
 
     def _report(self) -> Answer | None:
         if self.report is None:
@@ -72,7 +72,7 @@ class Site:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "report.html"
             page.write(self.report, path)
-            return _page(path.read_text())
+            return _page(path.read_text(encoding="utf-8"))
 
     def _heat(self, number: str) -> Answer | None:
         entry = self._entry(number)
@@ -92,7 +92,8 @@ class Site:
         told = {"type": "Python", "version": UNRELEASED, "date": now, "file": f"data/{name}", "name": name,
                 "identifier": name}  # fmt: skip
         metas = "".join(f'<meta name="{key}" content="{value}">' for key, value in told.items())
-        text = STAMP.sub("", (self._assets / "index.html").read_text()).replace("<head>", f"<head>{metas}", 1)
+        text = STAMP.sub("", (self._assets / "index.html").read_text(encoding="utf-8"))
+        text = text.replace("<head>", f"<head>{metas}", 1)
         return _page(text)._replace(cookie=CONSENT)
 
     def _file(self, number: str, name: str) -> Answer | None:

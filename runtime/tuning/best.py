@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -14,11 +12,13 @@ from runtime.results import Measurement, Report
 from runtime.tuning.accuracy import Accuracy
 from runtime.tuning.candidate import Candidate, row_of
 from runtime.tuning.question import Question
-from trainers.manifest import Environment, File, Record
+from trainers.manifest import Environment, File, Record, invocation
 from trainers.stats import Estimate
 
 if TYPE_CHECKING:
     from runtime.tuning.search import Search
+
+EAGER = "eager fp32"  # what most are compared with
 
 
 class Best(Record, frozen=True, kw_only=True):
@@ -37,6 +37,7 @@ class Best(Record, frozen=True, kw_only=True):
     accuracy: Accuracy
     ties: tuple[str, ...]  # confirmed candidates that the last race did not tell from this one
     report: str  # the last race, under the artifacts folder
+    disturbed: tuple[str, ...] = ()  # what else kept the machine busy meanwhile
     command: str
     environment: Environment
 
@@ -55,7 +56,7 @@ def record(search: Search, report: Report, winner: tuple[Candidate, Measurement]
     one, row = winner
     assert one.accuracy is not None, "only what was judged is chosen"
     base = report.baseline(row)
-    name = "eager fp32" if base is None or base.cell.backend == "eager" else "ONNX Runtime fp32"
+    name = EAGER if base is None or base.cell.backend == "eager" else "ONNX Runtime fp32"
     rivals = [
         (other, found) for other in search.confirmed if (found := row_of(report, other)) is not None and found.valid
     ]
@@ -64,29 +65,38 @@ def record(search: Search, report: Report, winner: tuple[Candidate, Measurement]
         file=File.of(path), bytes=one.bytes, backend=one.backend, options=one.options, question=search.question,
         latency_s=row.median, faster=report.speedup(row) if base is not row else None, baseline=name,
         accuracy=one.accuracy, ties=ties(report, row, rivals), report=f"{saved.parent.name}/{saved.name}",
-        command=shlex.join(["python", "-m", "runtime", *sys.argv[1:]]), environment=report.environment,
+        disturbed=tuple(report.disturbances),
+        command=invocation(), environment=report.environment,
     )  # fmt: skip
 
 
 def choose(question: Question, report: Report, finalists: Sequence[Candidate]) -> tuple[Candidate, Measurement] | None:
-    """The winner of the last race and its row; None where none of them keeps what was asked."""
+    """The winner of the last race and its row; None where none of them keeps what was asked.
+
+    The fastest; but a model with another function in its activation's place has to be measurably faster than the
+    fastest that computes the user's own.
+    """
     rows = [(one, row) for one in finalists if (row := row_of(report, one)) is not None and report.verified(row)
             and not row.shortfall]  # fmt: skip
     limit = question.max_latency_s
     fit = [(one, row) for one, row in rows if limit is None or row.median.value <= limit]
     if question.metric == "size":
         return min(fit, key=lambda pair: (pair[0].bytes, pair[1].median.value), default=None)
-    return min(fit, key=lambda pair: pair[1].median.value, default=None)
+    ranked = sorted(fit, key=lambda pair: pair[1].median.value)
+    own = next(((one, row) for one, row in ranked if report.subject(row).is_own_function), None)
+    if own is not None and _ties(report, ranked[0][1], own[1]):
+        return own
+    return ranked[0] if ranked else None
 
 
 def ties(report: Report, winner: Measurement, others: Sequence[tuple[Candidate, Measurement]]) -> tuple[str, ...]:
     """Which of the others are not measurably slower: the paired ratio's interval holds 1, or the floor hides it."""
-    found = []
-    for one, row in others:
-        ratio = stats.speedup(row.rounds_s, winner.rounds_s, winner.processes)
-        if row is not winner and (ratio.low <= 1 or ratio.value <= 1 + report.floor(winner)):
-            found.append(one.name)
-    return tuple(found)
+    return tuple(one.name for one, row in others if row is not winner and _ties(report, winner, row))
+
+
+def _ties(report: Report, winner: Measurement, other: Measurement) -> bool:
+    ratio = stats.speedup(other.rounds_s, winner.rounds_s, winner.processes)
+    return ratio.low <= 1 or ratio.value <= 1 + report.floor(winner)
 
 
 def pareto(candidates: Sequence[Candidate]) -> list[Candidate]:

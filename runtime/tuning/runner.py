@@ -62,7 +62,7 @@ def openvino(path: str, batch: int, settings: dict[str, Any]) -> Infer:
 
 def native(path: str, batch: int, settings: dict[str, Any]) -> Infer:
     """The compiled kernels and the program that lie here; the program's pointers become addresses."""
-    flags = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split() if sys.platform == "linux" else []
     if missing := [flag for flag in settings["needs"] if flag not in flags]:
         sys.exit(f"the kernels need Linux and a processor with {', '.join(missing)}; recommend another form there")
     kernels = ctypes.CDLL(str(HERE / LIBRARY))
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("pictures", nargs="+", type=Path, metavar="PICTURE")
     parser.add_argument("--top", type=int, default=5, help="classes to show (default: 5)")
     arguments = parser.parse_args()
-    model = json.loads((HERE / "model.json").read_text())
+    model = json.loads((HERE / "model.json").read_text(encoding="utf-8"))
     infer = load(model)
     for path in arguments.pictures:
         try:

@@ -31,6 +31,7 @@ from trainers.manifest import CheckFailed, Environment, UserError
 
 BRIEF = {"rounds": 3, "seconds": 0.3}  # of a row in the first races
 LONGER = {"rounds": 6, "seconds": 1.0}
+REPLACED = 1.05  # a form with other activations than the user's own counts as so much slower: a brief race errs by that
 NEAR = 1.1  # times the latency allowed: a brief race may err by as much
 LEADERS, RACED, FINALISTS = 3, 8, 3
 CLOSE = 1.5  # times the time of the fastest in a brief race, to be raced again
@@ -46,10 +47,10 @@ class Search:
 
     def __init__(
         self, question: Question, forms: Forms, environment: Environment, *, trace: Trace, path: Path,
-        budget_s: float, say: Say,
+        budget_s: float, say: Say, factories: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.question, self._forms, self._environment = question, forms, environment
-        self._trace, self._path, self._say = trace, path, say
+        self._trace, self.path, self._say, self._factories = trace, path, say, factories
         self._budget_s, self._began = budget_s, time.monotonic()
         self._targets: dict[str, Target] = {}  # by artifact
         self._candidates = {candidate.name: candidate for candidate in trace.candidates}
@@ -147,7 +148,9 @@ class Search:
         """Those still in the race whose files are at hand, in the order of the metric."""
 
         def key(one: Candidate) -> tuple[float, float]:
-            return (one.bytes, one.cost) if self.question.metric == "size" else (one.cost, one.bytes)
+            own = self._targets[one.artifact].subject.is_own_function
+            cost = one.cost if own else REPLACED * one.cost
+            return (one.bytes, cost) if self.question.metric == "size" else (cost, one.bytes)
 
         able = [one for one in self._candidates.values()
                 if one.out is None and one.faster is not None and one.artifact in self._targets]  # fmt: skip
@@ -269,7 +272,8 @@ class Search:
         return replace(
             Plan(backends=tuple(dict.fromkeys([*question.engines, YARDSTICK, BASELINE])), batches=(question.batch,),
                  threads=(question.threads,), regimes=(question.regime,), device=question.device,
-                 max_drop=question.max_drop, memory_bytes=memory_limit(self._environment, question.device)),
+                 factories=self._factories, max_drop=question.max_drop,
+                 memory_bytes=memory_limit(self._environment, question.device)),
             **changes,
         )  # fmt: skip
 
@@ -287,11 +291,11 @@ class Search:
             )
 
     def _save(self, *, complete: bool = False) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         replace(
             self._trace, seconds=self.spent_s, candidates=tuple(self._candidates.values()), failures=self.failures,
             complete=complete,
-        ).save(self._path)  # fmt: skip
+        ).save(self.path)  # fmt: skip
 
 
 def _row(report: Report, one: Candidate) -> Measurement:

@@ -9,25 +9,26 @@ from pathlib import Path
 
 from runtime.report.table import milliseconds
 from runtime.results import engine_name
-from runtime.tuning.best import Best, pareto
+from runtime.tuning.best import EAGER, Best, pareto
 from runtime.tuning.candidate import Candidate
 from trainers.cli import megabytes
 from trainers.stats import Estimate
 
-COLUMNS = ("best", "form", "engine", ">ms", ">times faster", ">top-1 drop", ">size", "came to")
+COLUMNS = ("", "form", "engine", ">ms", ">times faster", ">val drop", ">size", "came to")
+LEGEND = "*: nothing beats it in time, accuracy and size at once"
 SPARE = ("came to", ">size", ">times faster")  # in this order, on a narrow terminal
 REASON = 60  # characters of why a candidate is out; the trace has all
 
 
-def rows(model: str, candidates: Sequence[Candidate]) -> list[tuple[str, ...]]:
-    """One a candidate, the fastest first; `*` marks what nothing beats in time, accuracy and size at once.
+def rows(model: str, candidates: Sequence[Candidate], winner: str | None) -> list[tuple[str, ...]]:
+    """One a candidate, the fastest first; the winner is marked, and what nothing beats in time, accuracy and size.
 
     Times faster are than the fp32 file in ONNX Runtime.
     """
     front = {one.name for one in pareto(candidates)}
     return [
         (
-            "*" if one.name in front else "",
+            "use" if one.name == winner else "*" if one.name in front else "",
             one.artifact.removeprefix(f"{model}-"),
             one.engine,
             "-" if one.seconds is None else milliseconds(one.seconds),
@@ -44,26 +45,45 @@ def recommendation(best: Best) -> str:
     """One sentence with its numbers and their intervals."""
     accuracy, question = best.accuracy, best.question
     engine = engine_name(best.backend, best.options)
-    faster = "" if best.faster is None else f", {_interval(best.faster, '.2f')} times as fast as {best.baseline}"
+    faster = _faster(best)
     unit = f"at batch {question.batch}{', many in flight' if question.metric == 'throughput' else ''}"
     what = "top-1 drop" if accuracy.labelled else "images answered otherwise than by PyTorch:"
     low, high = accuracy.drop_interval
     images = f"{accuracy.images:,} {accuracy.split} images"
     kept = f"{what} {accuracy.drop:+.2f} points [{low:+.2f}, {high:+.2f}] on {images}"
+    if high > question.max_drop:
+        kept += f", too few to show that it is within {question.max_drop:g}"
     ms = Estimate(*(1e3 * value for value in (best.latency_s.value, best.latency_s.low, best.latency_s.high)))
     tie = f"; not measurably slower: {', '.join(best.ties)}" if best.ties else ""
+    busy = " (provisional: the machine was busy)" if best.disturbed else ""
     return (f"{question.model}: use {best.artifact} in {engine}: {_interval(ms, '.3g')} ms {unit}{faster}; {kept}; "
-            f"{megabytes(best.bytes)}{tie}.")  # fmt: skip
+            f"{megabytes(best.bytes)}{tie}{busy}.")  # fmt: skip
 
 
-def how(best: Best, folder: Path, artifacts: Path) -> list[str]:
-    """The command that measures it again, and three lines of Python that use it."""
+def _faster(best: Best) -> str:
+    if best.faster is None:
+        return ""
+    if best.faster.is_vague:
+        low, high = best.faster.low, best.faster.high
+        return f", but too noisy to say how much faster than {best.baseline} (95% interval {low:.2f} to {high:.2f})"
+    return f", {_interval(best.faster, '.2f')} times as fast as {best.baseline}"
+
+
+def how(best: Best, folder: Path, artifacts: Path, factory: str | None) -> list[str]:
+    """The command that measures it again beside its baseline, and three lines of Python that use it.
+
+    `factory` is the user's own model, `FILE.py:FACTORY`, as it was typed.
+    """
+    plain = next(folder.glob("*-torch-exact-fp32.safetensors"), None) if best.baseline == EAGER else None
+    files = [folder / best.file.path, *([plain] if plain else [])]
+    engines = ",".join([best.backend, *(["eager"] if plain else [])])
+    own = f" --model {shlex.quote(factory)}" if factory and plain else ""
     options = "".join(f" --option {key}={value}" for key, value in sorted(best.options.items()))
     place = "" if artifacts == Path("artifacts") else f", artifacts={str(artifacts)!r}"
     batch = "" if best.question.batch == 1 else f", batch={best.question.batch}"
     drop = "" if best.question.max_drop == 0.5 else f", max_drop={best.question.max_drop:g}"
     return [
-        f"again: python -m runtime bench {shlex.quote(str(folder / best.file.path))} --backends {best.backend}{options}"
+        f"again: python -m runtime bench {shlex.join(map(str, files))} --backends {engines}{options}{own}"
         f" --batch {best.question.batch} --threads {best.question.threads}",
         "in Python:",
         "  from runtime import best",
