@@ -24,10 +24,11 @@ def parser() -> cli.Parser:
     return made
 
 
-def main() -> None:
+def main() -> int:
     arguments = parser().parse_args()
-    cli.run(lambda: arguments.run(arguments))
+    status: int = arguments.run(arguments)
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)
