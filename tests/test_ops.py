@@ -12,10 +12,13 @@ import onnx
 import pytest
 import torch
 from commands import expect_refusal, succeed
+from msgspec.structs import replace
 
+from export.artifact import Artifact
 from export.costs import Costs, LayerCost
 from export.exporters import Request, write_onnx
 from export.inspect.inventory import take
+from export.inspect.locate import plainness
 from export.inspect.model import read
 from trainers import models
 from trainers.manifest import UserError, environment, sha256
@@ -42,6 +45,16 @@ def save(path: Path, text: str, **weights: tuple[int, ...]) -> Path:
 def write(path: Path, module: torch.nn.Module, size: int) -> Path:
     write_onnx("eager", module.eval(), path, Request(input_shape=(3, size, size), batch=None, opset=20))
     return path
+
+
+def test_a_models_name_means_its_plain_file_and_not_the_newest() -> None:
+    made = Artifact.load(Path(__file__).parent / "golden" / "artifact-2.json")
+    plain = replace(made, variant=replace(made.variant, gelu="exact", rewrites=()))
+    newer = replace(made.environment, time="2999-01-01T00:00:00+00:00")
+    others = [replace(plain, environment=newer, variant=replace(plain.variant, gelu="relu")),
+              replace(plain, environment=newer, variant=replace(plain.variant, rewrites=("fold",)))]  # fmt: skip
+    assert max([plain, *others], key=plainness) is plain
+    assert max([plain, replace(plain, environment=newer)], key=plainness) is not plain
 
 
 def test_a_model_is_charted_by_its_name(artifacts: Path) -> None:

@@ -298,6 +298,7 @@ def test_auto_counts_agreement_where_accuracy_would_not_tell(tmp_path: Path) -> 
     [
         (("--quantize", "auto", "--max-drop", "-1"), "--max-drop"),
         (("--quantize", "auto", "--all"), "leave --all and --grid out"),
+        (("--quantize", "--max-drop", 0.5), "for --quantize auto alone"),
         (("--quantize", "auto", "--costs", "no/such.json"), "no/such.json"),
         (("--quantize", "autp"), "did you mean auto?"),
     ],

@@ -92,9 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     saved = save(report, arguments.artifacts)
     shown = cli.console(stderr=arguments.json)
     tried = f"{len(search.candidates)} candidates in {search.spent_s:.0f} s"
-    title = (
-        f"{search.question.model}: {tried}; ms and times faster than ONNX Runtime fp32 are of the stage it came to"
-    )
+    title = f"{search.question.model}: {tried}; ms and times faster than ONNX Runtime fp32 are of the stage it came to"
     rows = tables.rows(job.checkpoint.model, search.candidates, winner[0].name if winner else None)
     cli.table(title, tables.COLUMNS, rows, stderr=arguments.json, spare=tables.SPARE)
     shown.print(f"{tables.LEGEND}; all of it: {search.path}", markup=False)
