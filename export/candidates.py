@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,15 +20,16 @@ from export.exporters import EXPORTERS, data_path
 from export.job import Job
 from export.pipeline import export_module
 from export.precision import PRECISIONS
+from export.reference import Verification
 from export.variant import Variant
 from trainers.manifest import CheckFailed, UserError
 
 
-def settle(job: Job, variant: Variant, stack: contextlib.ExitStack) -> Choice:
+def settle(job: Job, variant: Variant, stack: contextlib.ExitStack, soon: Sequence[Verification] = ()) -> Choice:
     """The exporter of a plain fp32 variant, by comparing what the exporters write.
 
-    New files wait for `pipeline.export` in a folder that goes with `stack`. Raises UserError when no exporter can
-    write the model.
+    New files wait for `pipeline.export` in a folder that goes with `stack`. Images that are needed `soon` are prepared
+    meanwhile. Raises UserError when no exporter can write the model.
     """
     print(f"comparing the exporters: {', '.join(EXPORTERS)}", file=sys.stderr, flush=True)
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +41,8 @@ def settle(job: Job, variant: Variant, stack: contextlib.ExitStack) -> Choice:
     expected = job.answers(variant.gelu, verification)
     variants = [replace(variant, exporter=exporter) for exporter in EXPORTERS]
     with ThreadPoolExecutor(1) as beside:  # an exporter keeps one core busy
-        beside.submit(reference.prepare, job.verification)
+        for chosen in soon:
+            beside.submit(reference.prepare, chosen)
         judging = []
         for one in variants:
             path = scratch / f"{one.name(job.checkpoint.model)}.onnx"

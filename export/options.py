@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,7 +146,7 @@ def opened(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[
     precisions = _precisions(arguments)
     job = starting.start(arguments)
     variants = _plan(arguments, precisions, job)
-    choice = _choice(arguments, job, stack)
+    choice = _choice(arguments, precisions, job, stack)
     return job, variants if choice is None else _plan(arguments, precisions, job, choice)
 
 
@@ -188,7 +189,9 @@ def _openvino_too(arguments: argparse.Namespace, job: Job) -> bool:
     return "int8" in wanted and SEARCHED not in wanted and can and job.file is None and not gpu()
 
 
-def _choice(arguments: argparse.Namespace, job: Job, stack: contextlib.ExitStack) -> Choice | None:
+def _choice(
+    arguments: argparse.Namespace, precisions: Sequence[str], job: Job, stack: contextlib.ExitStack
+) -> Choice | None:
     """Which exporter to take where none is named; new files wait until the stack is left."""
     if arguments.exporter in EXPORTERS or job.file is not None or job.checkpoint.qat is not None:
         return None
@@ -201,7 +204,9 @@ def _choice(arguments: argparse.Namespace, job: Job, stack: contextlib.ExitStack
     if made is None:
         from export import candidates
 
-        made = candidates.settle(job, variant, stack)
+        calibrating = any(PRECISIONS[name].calibrated for name in precisions)
+        soon = [job.verification, *([job.calibration[0]] if calibrating else [])]
+        made = candidates.settle(job, variant, stack, soon)
     if arguments.exporter == "both":
         from export import choice
 

@@ -394,7 +394,7 @@ def test_files_that_are_no_model_are_refused_in_one_line(made: Path, tmp_path: P
         (("bench", "simplecnn", "--option", "graph=some"), "choose from all, extended"),
         (("report", "nowhere.json"), "no such report"),
         (("view", "nowhere.onnx"), "no such file"),
-        (("view", "simplecnnn"), "no ONNX file in"),
+        (("view", "simplecnnn"), "no model or file"),
     ],
 )
 def test_mistakes_are_one_line(made: Path, arguments: tuple[str, ...], message: str) -> None:
