@@ -65,7 +65,7 @@ def logits(path: Path, images: torch.Tensor) -> np.ndarray:
         ({"nodes": 9, "max_error": 9e-5}, "eager", "it has 9 nodes, not 10"),
         ({"nodes": 9, "max_error": 1e-3}, "dynamo", "its error is 1.0e-06"),
         ({"bytes": 995}, "dynamo", "PyTorch's default"),
-        ({"bytes": 900}, "eager", "it takes"),
+        ({"bytes": 900}, "eager", "smaller"),
         ({"nodes": 11, "bytes": 900}, "dynamo", "it has 10 nodes, not 11"),
         ({"reason": "no such operator"}, "dynamo", "eager is out: no such operator"),
     ],

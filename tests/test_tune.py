@@ -231,7 +231,8 @@ def test_ours_beside_the_engines_themselves(
     eager = rows["PyTorch", "eager"]
     assert found["ours_ms"] == ours["ms"]
     assert found["best_peer_ms"] <= eager["ms"]
-    assert eager["ratio"] == pytest.approx(eager["ms"] / ours["ms"], rel=0.5)
+    low, high = eager["ratio_interval"]
+    assert 0 < low <= eager["ratio"] <= high, "by rounds: on a busy machine far from the quotient of the medians"
     assert rows["no tool, fp32", "onnxruntime"]["drop"] == 0
     assert "times as fast" in (tmp_path / "p.md").read_text()
 

@@ -102,9 +102,9 @@ def train(
     goes on, and a finished one's checkpoint is returned as it is. Raises CheckFailed when the loss stops being finite,
     UserError when `resume` finds a run with other settings.
     """
+    run = Run(job, spec, data, device, folder, world)
     if world.writer:
         probe(folder)
-    run = Run(job, spec, data, device, folder, world)
     if not resume:
         run.forget()
     elif (done := run.resume()) is not None:
