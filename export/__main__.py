@@ -107,7 +107,7 @@ def _report(job: Job, artifacts: list[Artifact], problems: list[str], json: bool
         f"FAILED: {len(problems)} of {len(artifacts) + len(problems) - len(failed)} variants"
         if problems
         else f"OK: {len(artifacts)} artifacts in {job.folder}; look at one with: netron "
-        f"{job.folder / max(artifacts, key=lambda artifact: artifact.kind == 'onnx').file.path}"
+        f"{job.folder / max(reversed(artifacts), key=lambda artifact: artifact.kind == 'onnx').file.path}"
     )
     print(last, file=sys.stderr if json else sys.stdout)
     return cli.FAILED if problems else cli.OK
