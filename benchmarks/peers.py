@@ -282,13 +282,14 @@ def main() -> int:
     parser.add_argument("--processes", type=cli.positive, default=PROCESSES, help="that share a row's rounds")
     parser.add_argument("--images", type=cli.positive, default=1000, help="test images (default: 1000)")
     parser.add_argument("--batch", type=cli.positive, default=1)
+    parser.add_argument("--threads", type=cli.positive, default=manifest.usable_threads(), help="default: all cores")
     parser.add_argument("--limit", type=float, default=600.0, metavar="S", help="for installing or running one tool")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "peers-cpu.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "peers.md")
     arguments = parser.parse_args()
     typed = [] if arguments.tools == "none" else arguments.tools.split(",")
     names = [cli.choose(name, TOOLS, "tool") for name in typed]
-    threads = manifest.usable_threads()
+    threads = arguments.threads
     plan = Plan(backends=("onnxruntime",), batches=(arguments.batch,), threads=(threads,), checked=16,
                 seconds=arguments.seconds, processes=arguments.processes)  # fmt: skip
     with contextlib.ExitStack() as stack:

@@ -25,7 +25,7 @@ from export.variant import Variant
 from trainers.manifest import CheckFailed, UserError
 
 
-def settle(job: Job, variant: Variant, stack: contextlib.ExitStack, soon: Sequence[Verification] = ()) -> Choice:
+def settle(job: Job, variant: Variant, stack: contextlib.ExitStack, soon: Sequence[Verification]) -> Choice:
     """The exporter of a plain fp32 variant, by comparing what the exporters write.
 
     New files wait for `pipeline.export` in a folder that goes with `stack`. Images that are needed `soon` are prepared
@@ -40,14 +40,17 @@ def settle(job: Job, variant: Variant, stack: contextlib.ExitStack, soon: Sequen
     images = list(reference.images(verification))
     expected = job.answers(variant.gelu, verification)
     variants = [replace(variant, exporter=exporter) for exporter in EXPORTERS]
-    with ThreadPoolExecutor(1) as beside:  # an exporter keeps one core busy
+    beside = ThreadPoolExecutor(1)  # an exporter keeps one core busy
+    try:
         for chosen in soon:
-            beside.submit(reference.prepare, chosen)
+            beside.submit(reference.prepare, chosen)  # what fails there fails again where the images are used
         judging = []
         for one in variants:
             path = scratch / f"{one.name(job.checkpoint.model)}.onnx"
             judging.append(beside.submit(_candidate, job, one, path, *_write(job, one, path), images, expected))
-    choice = choose([one.result() for one in judging], len(expected))
+        choice = choose([one.result() for one in judging], len(expected))
+    finally:
+        beside.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
     job.choices.update(dict.fromkeys(variants, choice))
     print(f"exporter {said(choice)}", file=sys.stderr, flush=True)
     return choice

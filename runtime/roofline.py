@@ -76,6 +76,14 @@ class Roofline(Record, frozen=True, kw_only=True):
         found = [one for one in self.streams if (one.threads, one.working_set) == (threads, fitting)]
         return max(found, key=lambda one: one.rate)
 
+    def levels(self, threads: int) -> dict[str, float]:
+        """Bytes a second by level, of the fastest stream at exactly this number of threads."""
+        found: dict[str, float] = {}
+        for stream in self.streams:
+            if stream.threads == threads:
+                found[stream.level] = max(found.get(stream.level, 0.0), stream.rate)
+        return found
+
     def memory(self, threads: int) -> Stream:
         """The faster kernel at the largest working set."""
         return self.stream(max(one.working_set for one in self.streams), threads)

@@ -222,7 +222,8 @@ def test_ours_beside_the_engines_themselves(
     """benchmarks/peers.py without tools, which would have to be installed."""
     command = [sys.executable, "benchmarks/peers.py", "simplecnn", "--artifacts", str(tuned[0] / "artifacts"),
                "--tools", "none", "--own", "eager,onnxruntime", "--images", "100", "--seconds", "0.2",
-               "--processes", "1", "--results", str(tmp_path / "r.json"), "--page", str(tmp_path / "p.md")]  # fmt: skip
+               "--processes", "1", "--threads", "1",  # several would wait for each other while other tests run
+               "--results", str(tmp_path / "r.json"), "--page", str(tmp_path / "p.md")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "r.json").read_text())["models"]["simplecnn"]
@@ -231,8 +232,7 @@ def test_ours_beside_the_engines_themselves(
     eager = rows["PyTorch", "eager"]
     assert found["ours_ms"] == ours["ms"]
     assert found["best_peer_ms"] <= eager["ms"]
-    low, high = eager["ratio_interval"]
-    assert 0 < low <= eager["ratio"] <= high, "by rounds: on a busy machine far from the quotient of the medians"
+    assert eager["ratio"] == pytest.approx(eager["ms"] / ours["ms"], rel=0.5)
     assert rows["no tool, fp32", "onnxruntime"]["drop"] == 0
     assert "times as fast" in (tmp_path / "p.md").read_text()
 

@@ -244,8 +244,7 @@ def roof(works: Sequence[Work], found: Roofline, threads: int) -> Roof | None:
     if not known:
         return None
     count = found.threads(threads)
-    memory = {stream.level: max(one.rate for one in found.streams if (one.level, one.threads) == (stream.level, count))
-              for stream in found.streams if stream.threads == count}  # fmt: skip
+    memory = found.levels(count)
     used = sorted({one.precision for one in known})
     peaks = {name: peak for name in used if (peak := found.peak(name, count))}
     top = max([peak.rate for peak in peaks.values()] or [one.flops / one.seconds for one in known])

@@ -56,10 +56,7 @@ def draw(rows: Sequence[Row], roof: Roofline, threads: int, title: str, path: Pa
 
 def _roofs(axes: Axes, roof: Roofline, threads: int, used: Sequence[str], span: np.ndarray) -> None:
     """A level roof for each precision used, and a slanting one for each level of memory."""
-    fastest: dict[str, float] = {}
-    for stream in roof.streams:
-        if stream.threads == threads:
-            fastest[stream.level] = max(fastest.get(stream.level, 0.0), stream.rate)
+    fastest = roof.levels(threads)
     peaks = {name: peak for name in used if (peak := roof.peak(name, threads))}
     top = max((peak.rate for peak in peaks.values()), default=max(fastest.values()))
     for name, rate in fastest.items():

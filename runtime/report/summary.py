@@ -10,6 +10,9 @@ from runtime.report.table import milliseconds
 from runtime.results import Conditions, Measurement, Report
 from runtime.verdict import slower_than_float
 from trainers.cli import console
+from trainers.stats import Estimate
+
+PROVISIONAL = " (provisional: the machine was busy)"
 
 
 def sentences(report: Report) -> list[str]:
@@ -24,7 +27,7 @@ def warnings(report: Report) -> list[str]:
         found.append(f"warning: {'; '.join(report.disturbances)}: this slows some engines more than others; measure "
                      "again on a quiet machine")  # fmt: skip
         if any(row.cell.backend == "native" and not row.cell.options for row in report.measurements):
-            found.append("native suffers most, for its threads wait for each other: --option cores=1 uses one of them")
+            found.append("native's threads wait for each other, and so for what else runs: --option cores=1 uses one")
     unsteady = [f"{row.cell.artifact} in {row.cell.engine}" for row in report.measurements if row.steady is False]
     if unsteady:
         found.append(f"still getting faster when the warm-up ended: {', '.join(dict.fromkeys(unsteady))}")
@@ -71,7 +74,7 @@ def _sentence(report: Report, model: str, conditions: Conditions) -> str:
         f"{where}: fastest verified variant within {budget} of accuracy is {row.cell.artifact} in "
         f"{row.cell.engine}, {milliseconds(row.median.value)} ms{_ratio(report, row)}"
     )
-    busy = " (provisional: the machine was busy)" if report.disturbances else ""
+    busy = PROVISIONAL if report.disturbances else ""
     return f"{text}{_doubt(report, row, budget)}{_tie(row, rows[1:])}{busy}."
 
 
@@ -89,8 +92,13 @@ def _ratio(report: Report, row: Measurement) -> str:
         return ""
     name = called(base)
     if ratio.is_vague:
-        return f", but too noisy to say how much faster than {name} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+        return too_noisy(ratio, name)
     return f", {ratio.value:.2f} times as fast as {name} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def too_noisy(ratio: Estimate, base: str) -> str:
+    """What is said of a ratio whose value alone would mislead."""
+    return f", but too noisy to say how much faster than {base} (95% interval {ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def called(base: Measurement) -> str:

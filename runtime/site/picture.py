@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
+from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -31,10 +33,10 @@ def browser() -> str:
 def write(server: ThreadingHTTPServer, address: str, path: Path) -> None:
     """Open Netron at the address and let it export its graph; the file's suffix says as what."""
     executable = browser()
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with progress() as bars, sync_playwright() as driver:
+    with progress() as bars, _explained(Error), sync_playwright() as driver:
         bars.add_task("drawing", total=None)
         opened = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         tab = opened.new_page()
@@ -46,3 +48,12 @@ def write(server: ThreadingHTTPServer, address: str, path: Path) -> None:
             download.value.save_as(temporary)
         opened.close()
     server.shutdown()
+
+
+@contextlib.contextmanager
+def _explained(errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        raise UserError(f"the browser could not draw it: {str(error).splitlines()[0]}; try again when the machine is "
+                        "less busy, or look at it with: netron FILE") from None  # fmt: skip

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.report.summary import PROVISIONAL, too_noisy
 from runtime.report.table import milliseconds
 from runtime.results import engine_name
 from runtime.tuning.best import EAGER, Best, pareto
@@ -55,7 +56,7 @@ def recommendation(best: Best) -> str:
         kept += f", too few to show that it is within {question.max_drop:g}"
     ms = Estimate(*(1e3 * value for value in (best.latency_s.value, best.latency_s.low, best.latency_s.high)))
     tie = f"; not measurably slower: {', '.join(best.ties)}" if best.ties else ""
-    busy = " (provisional: the machine was busy)" if best.disturbed else ""
+    busy = PROVISIONAL if best.disturbed else ""
     return (f"{question.model}: use {best.artifact} in {engine}: {_interval(ms, '.3g')} ms {unit}{faster}; {kept}; "
             f"{megabytes(best.bytes)}{tie}{busy}.")  # fmt: skip
 
@@ -64,8 +65,7 @@ def _faster(best: Best) -> str:
     if best.faster is None:
         return ""
     if best.faster.is_vague:
-        low, high = best.faster.low, best.faster.high
-        return f", but too noisy to say how much faster than {best.baseline} (95% interval {low:.2f} to {high:.2f})"
+        return too_noisy(best.faster, best.baseline)
     return f", {_interval(best.faster, '.2f')} times as fast as {best.baseline}"
 
 
