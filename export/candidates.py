@@ -25,7 +25,7 @@ from export.variant import Variant
 from trainers.manifest import CheckFailed, UserError
 
 
-def settle(job: Job, variant: Variant, stack: contextlib.ExitStack, soon: Sequence[Verification]) -> Choice:
+def settle(job: Job, variant: Variant, stack: contextlib.ExitStack, soon: Sequence[Verification] = ()) -> Choice:
     """The exporter of a plain fp32 variant, by comparing what the exporters write.
 
     New files wait for `pipeline.export` in a folder that goes with `stack`. Images that are needed `soon` are prepared
