@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
+import io
 import os
 import sys
 import tempfile
@@ -108,7 +108,7 @@ def write_onnx(exporter: str, module: nn.Module, path: Path, request: Request) -
 
     from export import graph
 
-    with _explained(exporter, request), quiet(logging.ERROR), _no_stdout(), torch.no_grad():
+    with _explained(exporter, request), quiet(), _no_graphs(), _no_stdout(), torch.no_grad():
         EXPORTERS[exporter](module, path, request)
     written = graph.opset(path)
     if written != request.opset:  # dynamo goes on with 18 where its converter has no way down, and says so in a log
@@ -132,6 +132,11 @@ def write_training(module: nn.Module, path: Path, request: Request) -> None:
             module.train(), path, request, training=torch.onnx.TrainingMode.TRAINING, do_constant_folding=False
         )  # fmt: skip
     module.train(mode).load_state_dict(statistics)  # tracing in training mode has moved the running means
+
+
+def _no_graphs() -> contextlib.AbstractContextManager[object]:
+    """What torch.export prints on stderr of a model that it refuses: its graph, once for each strategy that it tries."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 @contextlib.contextmanager

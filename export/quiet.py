@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet(most: int = logging.WARNING) -> Iterator[None]:
-    """No warnings, no log lines up to a level, nothing that Python prints on stdout."""
+def quiet() -> Iterator[None]:
+    """No warnings, no log lines, nothing that Python prints on stdout."""
     level = logging.root.manager.disable
-    logging.disable(most)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

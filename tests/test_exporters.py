@@ -106,7 +106,9 @@ def _taken(one: Job, variant: Variant, monkeypatch: pytest.MonkeyPatch) -> Artif
     return export(one, variant)
 
 
-def test_a_model_that_one_exporter_cannot_write_goes_through_the_other(tmp_path: Path) -> None:
+def test_a_model_that_one_exporter_cannot_write_goes_through_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Counting(nn.Module):
         """Takes its path by a value, which torch.export refuses and a trace does not see."""
 
@@ -117,6 +119,7 @@ def test_a_model_that_one_exporter_cannot_write_goes_through_the_other(tmp_path:
     request = Request(input_shape=SHAPE, batch=None, opset=20)
     with pytest.raises(UserError, match="dynamo exporter cannot write"):
         write_onnx("dynamo", module, tmp_path / "d.onnx", request)
+    assert capsys.readouterr().err == "", "the reason is in the error, and no graph beside it"
     write_onnx("eager", module, tmp_path / "e.onnx", request)
     images = torch.randn(3, *SHAPE)
     with torch.no_grad():
