@@ -135,7 +135,7 @@ def write_training(module: nn.Module, path: Path, request: Request) -> None:
 
 
 def _no_graphs() -> contextlib.AbstractContextManager[object]:
-    """What torch.export prints on stderr of a model that it refuses: its graph, once for each strategy that it tries."""
+    """What torch.export prints on stderr of a model that it refuses: its graph, once for each of its strategies."""
     return contextlib.redirect_stderr(io.StringIO())
 
 
