@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.artifact import Artifact, Found, open_file
-from runtime import backends, saved
+from runtime import backends, fastest, saved
 from runtime.backend import Backend
 from runtime.bench import check_options
 from runtime.identity import identity
 from runtime.model import Model
-from runtime.results import Measurement, Report
 from runtime.targets import model_folder, models
 from trainers import external
 from trainers.cli import choose
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from runtime.tuning.best import Best
 
 DEFAULT = {"torch": "eager", "onnx": "onnxruntime", "openvino": "openvino"}  # the backend of each kind of file
-REGIMES = ("end-to-end", "device", "throughput")  # whose times decide: the one most like a call, where it was measured
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -85,14 +83,13 @@ def best(
         return load(home / tuned.file.path, backend=tuned.backend, device=where, threads=tuned.question.threads,
                     batch=batch, factory=factory, **tuned.options)  # fmt: skip
     bench = f"python -m runtime bench {name} --device {where} --batch {batch} --artifacts {folder}"
-    report = _newest(folder / saved.FOLDER, home.resolve().name, where)
+    report = fastest.newest(folder, home.resolve().name, where)
     if report is None:
         raise UserError(f"{folder / saved.FOLDER} has no report of {name} on this machine's {where}; make one: {bench}")
-    for row in _fastest(report, home.resolve().name, batch, max_drop):
-        if (path := _measured(report, row, home)) is not None:
-            cell = row.cell
-            return load(path, backend=cell.backend, device=cell.device, threads=cell.threads, batch=batch,
-                        factory=factory, **cell.options)  # fmt: skip
+    for row, path in fastest.rows(report, home, batch, max_drop):
+        cell = row.cell
+        return load(path, backend=cell.backend, device=cell.device, threads=cell.threads, batch=batch, factory=factory,
+                    **cell.options)  # fmt: skip
     raise UserError(f"the report of {report.environment.time} has no verified row of {name} at batch {batch} within "
                     f"{max_drop:g} points of top-1 whose file is still the same; allow more, or: {bench}")  # fmt: skip
 
@@ -156,28 +153,3 @@ def _ready_for(asked: int | None, fixed: int | None) -> int:
     if asked is not None and (asked < 1 or fixed not in (None, asked)):
         raise UserError(f"batch={asked}: give " + (f"{fixed}, at which the file is fixed" if fixed else "at least 1"))
     return asked or fixed or 1
-
-
-def _newest(folder: Path, model: str, device: str) -> Report | None:
-    """The newest report in the folder of this machine and device that has rows of the model."""
-    here = identity(environment())
-    for path in saved.newest_first(folder):
-        report = Report.find(path)
-        if report and report.device == device and identity(report.environment) == here and any(report.of(model)):
-            return report
-    return None
-
-
-def _fastest(report: Report, model: str, batch: int, max_drop: float) -> list[Measurement]:
-    """The rows at this batch with any number of threads, fastest first, by the regime most like a call of a Model."""
-    conditions = [one for one in report.conditions(model) if one.batch == batch]
-    rows = [row for one in conditions for row in report.fastest(model, one, max_drop)]
-    return sorted(rows, key=lambda row: (REGIMES.index(row.cell.regime), row.median.value))
-
-
-def _measured(report: Report, row: Measurement, home: Path) -> Path | None:
-    """The row's file, wherever the report was made from; None when its record is not that of the file measured."""
-    subject = report.subject(row)
-    path = home / Path(subject.path).name
-    record = Artifact.find(path.with_suffix(".json"))
-    return path if record is not None and record.file.sha256 == subject.sha256 else None

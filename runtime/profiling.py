@@ -11,11 +11,12 @@ from pathlib import Path
 import msgspec
 
 from export.costs import Costs
-from runtime import layers, roofline
+from runtime import fastest, layers, profilers, roofline, targets
 from runtime.bench import memory_limit
 from runtime.check import Check, home
 from runtime.layers import Row
 from runtime.profilers import Taken
+from runtime.results import engine_name
 from runtime.roofline import Roofline
 from runtime.targets import Target
 from trainers import profiling
@@ -51,10 +52,25 @@ class Question:
         return home(self.target.found.path) / "profile" / "-".join(name)
 
     @property
+    def record(self) -> Path:
+        """Where the answer is written."""
+        return self.stem.with_name(f"{self.stem.name}.json")
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether a profile of this very file lies there."""
+        found = Costs.find(self.record)
+        return found is not None and found.sha256 == self.target.subject.sha256
+
+    @property
     def title(self) -> str:
         """Artifact, engine, device, threads and batch size."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        return f"{self.target.found.name} in {self.backend} on {self.device}, {threads}, batch {self.batch}"
+        return f"{self.target.found.name} in {self.engine} on {self.device}, {threads}, batch {self.batch}"
+
+    @property
+    def engine(self) -> str:
+        return engine_name(self.backend, self.options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +88,7 @@ class Profile:
         """The profile as `export` reads it."""
         asked = self.question
         return Costs(
-            sha256=asked.target.subject.sha256, engine=asked.backend, device=asked.device, threads=asked.threads,
+            sha256=asked.target.subject.sha256, engine=asked.engine, device=asked.device, threads=asked.threads,
             batch=asked.batch, layers=tuple(row.cost() for row in self.rows), environment=self.environment,
         )  # fmt: skip
 
@@ -80,14 +96,38 @@ class Profile:
         """Write the record, the CSV file and the picture beside what the profiler left; returns all paths."""
         from runtime.report import profile, roof
 
-        stem = self.question.stem
-        record, table, picture = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".json", ".csv", ".png"))
+        stem, record = self.question.stem, self.question.record
+        table, picture = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".csv", ".png"))
         self.costs().save(record)
         write_atomic(table, profile.render(self.rows).encode())
         written = [record, table]
         if self.roof and roof.draw(self.rows, self.roof, self.question.threads, self.question.title, picture):
             written.append(picture)
         return [*map(str, written), *self.files]
+
+
+def of_fastest(name: str, artifacts: Path, device: str, batch: int | None = None) -> Question:
+    """The form of a model that this machine's newest report found fastest, in its engine and with its settings.
+
+    At the report's smallest batch size by default. Rows of engines that have no profiler are passed over. Raises
+    UserError when there is no such model or report, and CheckFailed when none of the report's rows keeps its promise.
+    """
+    home = targets.model_folder(name, artifacts)
+    if home is None:
+        raise UserError(f"no model {name!r} in {artifacts}; to profile a file, name its engine with --backend")
+    report = fastest.newest(artifacts, home.resolve().name, device)
+    if report is None:
+        raise UserError(f"no report of {name} on this machine's {device} says which form is fastest; name an engine "
+                        f"with --backend, or make a report with: python -m runtime bench {name}")  # fmt: skip
+    batch = batch or min(report.plan.batches)
+    for row, path in fastest.rows(report, home, batch, report.plan.max_drop):
+        cell = row.cell
+        if cell.backend in profilers.names():
+            (target,), _ = targets.resolve([str(path)], artifacts, None)
+            return Question(target=target, backend=cell.backend, device=device, threads=cell.threads, batch=batch,
+                            options=cell.options)  # fmt: skip
+    raise CheckFailed(f"{name}: the report of {report.environment.time} has no verified row at batch {batch} in an "
+                      "engine with a profiler, whose file is still the same")  # fmt: skip
 
 
 def take(question: Question, environment: Environment, artifacts: Path) -> Profile:

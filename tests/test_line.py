@@ -13,6 +13,7 @@ import pytest
 from commands import succeed, wait_until_alone
 
 from export.artifact import find
+from export.costs import Costs
 from runtime.results import Report
 from runtime.saved import latest
 from trainers.checkpoint import Checkpoint
@@ -27,7 +28,7 @@ def test_mnist_from_files_to_a_report_though_killed_on_the_way(real_data: Path, 
     kill_after("step ", *command)
 
     done = succeed(*command)
-    assert done.stdout.splitlines()[-1] == f"OK: 4 steps; see {tmp_path / 'reports' / 'report.html'}"
+    assert done.stdout.splitlines()[-1] == f"OK: 6 steps; see {tmp_path / 'reports' / 'report.html'}"
     assert "fastest verified variant within 1 point of accuracy" in done.stdout
     assert (tmp_path / "reports" / "report.html").stat().st_size > 10_000
     trained = Checkpoint.load(tmp_path / "simplecnn" / "checkpoint.json")
@@ -48,12 +49,19 @@ def test_mnist_from_files_to_a_report_though_killed_on_the_way(real_data: Path, 
         ("simplecnn-dynamo-exact-int8", "onnxruntime"),
     } <= measured
 
+    profiled = {Costs.load(path).sha256 for path in (tmp_path / "simplecnn" / "profile").glob("*.json")}
+    assert profiled <= {subject.sha256 for subject in report.subjects} and len(profiled) == 1
+    page = (tmp_path / "reports" / "report.html").read_text()
+    assert "Layers of simplecnn" in page and "GFLOP/s" in page
+
     planned = json.loads(succeed(*command, "--dry-run", "--json").stdout)["steps"]
     assert [step["step"] for step in planned if step["command"]] == ["report"], "all else is there"
     damaged = tmp_path / "simplecnn" / "simplecnn-dynamo-exact-fp32.onnx"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     planned = json.loads(succeed(*command, "--dry-run", "--json").stdout)["steps"]
-    assert [step["step"] for step in planned if step["command"]] == ["export simplecnn", "bench simplecnn", "report"]
+    assert [step["step"] for step in planned if step["command"]] == [
+        "export simplecnn", "bench simplecnn", "profile simplecnn", "report"
+    ]  # fmt: skip
 
 
 def kill_after(said: str, *arguments: object) -> None:

@@ -235,6 +235,8 @@ def test_a_roofline_is_measured_kept_and_used(made: Path) -> None:
 
     succeed("runtime", "bench", "simplecnn", "--backends", "onnxruntime", "--rounds", 1, "--processes", 1,
             "--seconds", "0.05", "--device", "cpu", "--artifacts", made)  # fmt: skip
+    fastest = succeed("runtime", "profile", "simplecnn", "--top", 3, "--artifacts", made)
+    assert "in onnxruntime on cpu" in fastest.stdout, "the only engine of the report"
     succeed("runtime", "report", "--html", made / "page.html", "--artifacts", made)
     page = (made / "page.html").read_text()
     assert f"{peak.rate / 1e9:.0f} GFLOP/s" in page, "the roofline is in the page"
@@ -257,6 +259,7 @@ def test_a_file_without_a_record_is_profiled_beside_itself(made: Path, tmp_path:
     [
         (("simplecnn", "--backend", "onnxruntim"), "did you mean onnxruntime"),
         (("simplecnn", "--backend", "null"), "null has no profiler"),
+        (("simplecnn-dynamo-exact-int8",), "name its engine with --backend"),
         (("simplecnnn", "--backend", "onnxruntime"), "there are the models simplecnn"),
         (("simplecnn", "--backend", "onnxruntime", "--threads", 4096), "give at most as many"),
         (("simplecnn", "--backend", "onnxruntime", "--option", "graph=some"), "choose from all"),

@@ -47,7 +47,7 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(tmp_path: Path) -> None
     titles = [line.split("  ")[0].strip() for line in done.stdout.splitlines()[4:]]
     assert [title for title in titles if title] == [
         "train simplecnn", "export simplecnn", "tune simplecnn", "train resnet18", "export resnet18", "tune resnet18",
-        "bench simplecnn resnet18", "report",
+        "bench simplecnn resnet18", "roofline", "profile simplecnn", "profile resnet18", "report",
     ]  # fmt: skip
     assert f"python -m runtime tune simplecnn --resume --max-drop 1 --budget 60s --artifacts {folder}" in done.stdout
 

@@ -163,7 +163,7 @@ def test_ctrl_c_keeps_what_is_known_and_resume_goes_on(
     command = [sys.executable, "-m", "runtime", "tune", "simplecnn", *map(str, BRIEF), "--artifacts",
                str(tmp_path / "artifacts")]  # fmt: skip
     victim = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    while victim.poll() is None and not list((folder / "tuning").glob("*.json")):
+    while victim.poll() is None and not list((folder / "tuning").glob("[!.]*.json")):  # a dot: not yet renamed
         time.sleep(0.05)
     victim.send_signal(signal.SIGINT)
     said = victim.communicate(timeout=240)[1]

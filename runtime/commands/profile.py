@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SUMMARY = "time each layer of an artifact by its engine's own profiler, beside its FLOPs, bytes and the roofline"
 EXAMPLES = """\
 examples:
+  python -m runtime profile resnet18                              what the newest report found fastest
   python -m runtime profile resnet18 --backend onnxruntime        its newest fp32 file
   python -m runtime profile resnet18-dynamo-exact-int8 --backend openvino --threads 1
   python -m runtime profile resnet18 --backend eager              Chrome trace and flame graph
@@ -30,11 +31,14 @@ TOP = 20
 
 def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="ARTIFACT|MODEL", help="a model file, an artifact's name, or a model's")
-    parser.add_argument("--backend", required=True, metavar="NAME", help="the engine; see python -m runtime backends")
+    parser.add_argument("--backend", metavar="NAME",
+                        help="the engine; see python -m runtime backends (default: the model's fastest form and engine "
+                        "in the newest report)")  # fmt: skip
     parser.add_argument("--model", action="append", default=[], metavar="FILE.py:FACTORY",
                         help="the file of a model of your own, for PyTorch's engines: no record runs it")  # fmt: skip
-    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="batch size (default: 1)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all usable cores)")
+    parser.add_argument("--batch", type=positive, metavar="N", help="batch size (default: 1, or the report's)")
+    parser.add_argument("--threads", type=positive, metavar="N",
+                        help="CPU threads (default: all usable cores, or the report's)")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="auto takes the GPU where there is one")  # fmt: skip
     parser.add_argument("--runs", type=positive, default=20, metavar="N", help="profiled inferences (default: 20)")
@@ -68,26 +72,34 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _question(arguments: argparse.Namespace, environment: Environment) -> Question:
     """The flags as a Question. Raises UserError on an artifact, engine, option or thread count that cannot be."""
-    from runtime import backends, pick, profilers, targets
+    from dataclasses import replace
+
+    from runtime import backends, pick, profilers, profiling, targets
     from runtime.bench import check_options
     from runtime.commands.bench import pick_device
     from runtime.profiling import Question
 
+    device, most, options = pick_device(arguments.device, environment), environment.threads, dict(arguments.option)
+    if arguments.threads and arguments.threads > most:
+        raise UserError(f"--threads {arguments.threads}: this process may use {most} cores; give at most as many")
+    factories = tuple(str(Path(text).expanduser().resolve()) for text in arguments.model)
+    if arguments.backend is None:
+        found = profiling.of_fastest(arguments.target, arguments.artifacts, device, arguments.batch)
+        check_options(options, [found.backend])
+        return replace(found, threads=arguments.threads or found.threads, runs=arguments.runs, factories=factories,
+                       options={**found.options, **options})  # fmt: skip
     name = choose(arguments.backend, backends.names(), "backend")
-    backend, device, most = backends.get(name), pick_device(arguments.device, environment), environment.threads
+    backend = backends.get(name)
     profilers.get(name)
     if reason := backend.unusable(device):
         raise UserError(f"{name} on {device}: {reason}; see what can run with: python -m runtime backends")
-    if arguments.threads and arguments.threads > most:
-        raise UserError(f"--threads {arguments.threads}: this process may use {most} cores; give at most as many")
-    check_options(dict(arguments.option), [name])
+    check_options(options, [name])
     path = pick.one(arguments.target, arguments.artifacts, backend.formats)
     pick.check(path, name, backend.formats)
     (target,), _ = targets.resolve([str(path)], arguments.artifacts, None)
     return Question(
-        target=target, backend=name, device=device, threads=arguments.threads or most, batch=arguments.batch,
-        runs=arguments.runs, options=dict(arguments.option),
-        factories=tuple(str(Path(text).expanduser().resolve()) for text in arguments.model),
+        target=target, backend=name, device=device, threads=arguments.threads or most, batch=arguments.batch or 1,
+        runs=arguments.runs, options=options, factories=factories,
     )  # fmt: skip
 
 

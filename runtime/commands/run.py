@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.starting import shape
+from runtime.commands.bench import counts
 from runtime.commands.tune import duration
 from trainers import cli, models
 from trainers.manifest import UserError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from runtime.line.step import Step
     from runtime.line.wish import Wish
 
-SUMMARY = "the whole line: train if there is no checkpoint, export, verify, benchmark, report"
+SUMMARY = "the whole line: train if there is no checkpoint, export, verify, benchmark, profile, report"
 EXAMPLES = """\
 examples:
   python -m runtime run simplecnn --quick                       on embedded data, in minutes
@@ -43,6 +44,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-drop", type=float, default=1.0, metavar="POINTS",
                         help="top-1 that the recommended form may lose, in percentage points (default: 1)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="measure as bench --quick does")
+    parser.add_argument("--batch", type=counts, default=(1,), metavar="1,8,32", help="batch sizes (default: 1)")
     parser.add_argument("--tune", action="store_true", help="also search for the fastest form of each model")
     parser.add_argument("--budget", type=duration, default=900.0, metavar="15m", help="of each search (default: 15m)")
     parser.add_argument("--again", action="store_true", help="measure anew though nothing has changed")
@@ -90,8 +92,8 @@ def _wish(arguments: argparse.Namespace) -> Wish:
         models=tuple(dict.fromkeys(arguments.models)), artifacts=arguments.artifacts, data=arguments.data,
         shape=arguments.input,
         page=arguments.html or arguments.artifacts / saved.FOLDER / "report.html", recipe=arguments.recipe,
-        device=arguments.device, max_drop=arguments.max_drop, quick=arguments.quick, tune=arguments.tune,
-        budget_s=arguments.budget, again=arguments.again, cache=arguments.cache,
+        device=arguments.device, max_drop=arguments.max_drop, quick=arguments.quick, batches=arguments.batch,
+        tune=arguments.tune, budget_s=arguments.budget, again=arguments.again, cache=arguments.cache,
     )  # fmt: skip
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from trainers.estimate import Pace
 
 REPORT_S = 2.0
+PROFILE_S = 5.0
+ROOF_S, ROOF_QUICK_S, ROOFS = 0.5, 0.1, 30  # of each graph and working set, and about how many of them there are
+ROOF_LOADS_S = 6.0  # to start the engines
 FORMS = 4  # that `export MODEL --quantize` makes where NNCF is installed
 PASSES = 2000  # of PyTorch over an image: what its runs on the images, some of them in int8, are worth
 FORM_S = 6.0  # tracing, conversion and checks of one of them
@@ -63,6 +66,11 @@ def forms(words: Sequence[str]) -> tuple[int, int, float]:
         return len(missing), len(variants), estimate_seconds(job, missing) if missing else 0.0
 
 
+def roofing(wish: Wish) -> float:
+    """At one number of threads."""
+    return ROOF_LOADS_S + ROOFS * (ROOF_QUICK_S if wish.quick else ROOF_S)
+
+
 def benching(wish: Wish, plan: Plan) -> float:
     """By what is there, or else by what `export --quantize` will leave."""
     from runtime import targets
@@ -73,4 +81,4 @@ def benching(wish: Wish, plan: Plan) -> float:
             rows += 2 * len(targets.resolve([model], wish.artifacts, None)[0])
             continue
         rows += ROWS
-    return rows * (plan.seconds + plan.processes * LOAD_S)
+    return rows * len(plan.batches) * (plan.seconds + plan.processes * LOAD_S)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Step:
     """A command, after `python -m`. One without a command is reused: `note` says what is there."""
 
-    stage: str  # train, export, tune, bench, report
+    stage: str  # train, export, tune, bench, roofline, profile, report
     models: tuple[str, ...]
     command: tuple[str, ...] = ()
     note: str = ""

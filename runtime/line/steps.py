@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime import saved
+from runtime.commands.bench import pick_device
 from runtime.identity import identity
 from runtime.line import estimate
 from runtime.line.step import Step
@@ -16,7 +18,7 @@ from trainers import data as sources
 from trainers import external, models
 from trainers.checkpoint import NAME, Checkpoint, folder_name
 from trainers.cli import Parser, choose
-from trainers.manifest import Environment, UserError
+from trainers.manifest import CheckFailed, Environment, UserError
 
 if TYPE_CHECKING:
     from runtime.tuning.best import Best
@@ -31,6 +33,9 @@ def steps(wish: Wish, environment: Environment) -> list[Step]:
     for model in wish.models:
         made += [*_train(model, wish), _export(model, wish), *([_tune(model, wish, environment)] if wish.tune else [])]
     made.append(_bench(wish, environment, fresh=any(step.command for step in made)))
+    made += _roofline(wish, environment)
+    fresh = any(step.command for step in made)
+    made += [_profile(model, wish, environment, fresh=fresh) for model in wish.models]
     logs = wish.artifacts.parent / "logs"
     report = ("runtime", "report", "--html", str(wish.page), "--logs", str(logs), *wish.place)
     return [*made, Step(stage="report", models=(), command=report, seconds=estimate.REPORT_S)]
@@ -117,7 +122,7 @@ def _still_best(found: Best, folder: Path, wish: Wish, environment: Environment)
 def _bench(wish: Wish, environment: Environment, *, fresh: bool) -> Step:
     """One run for all models; nothing to do where the newest report is of the same files by the same plan."""
     command = ["runtime", "bench", *wish.models, "--resume", "--max-drop", f"{wish.max_drop:g}", *wish.place]
-    command += [*(["--quick"] if wish.quick else []), *wish.flags("device")]
+    command += [*(["--quick"] if wish.quick else []), *wish.flags("batch", "device")]
     plan, quick = _plan(command[2:], environment)
     if not (fresh or wish.again):
         latest = next(iter(saved.newest_first(wish.artifacts / saved.FOLDER)), None)
@@ -125,6 +130,34 @@ def _bench(wish: Wish, environment: Environment, *, fresh: bool) -> Step:
         if known is not None and _is_of(known, plan, wish, environment, quick):
             return Step(stage="bench", models=(), note=f"{latest}, of these very files")
     return Step(stage="bench", models=wish.models, command=tuple(command), seconds=estimate.benching(wish, plan))
+
+
+def _roofline(wish: Wish, environment: Environment) -> list[Step]:
+    """What this machine can do at most, measured once; of a GPU it is not known."""
+    from runtime import roofline
+
+    if pick_device(wish.device, environment) != "cpu":
+        return []
+    if roofline.find(wish.artifacts, environment) is not None:
+        return [Step(stage="roofline", models=(), note=f"{roofline.path(wish.artifacts, environment.host)}")]
+    command = ["runtime", "roofline", "--threads", str(environment.threads), *wish.place]
+    command += ["--seconds", f"{estimate.ROOF_QUICK_S:g}"] if wish.quick else []
+    return [Step(stage="roofline", models=(), command=tuple(command), seconds=estimate.roofing(wish))]
+
+
+def _profile(model: str, wish: Wish, environment: Environment, *, fresh: bool) -> Step:
+    """Where the time goes in the form that the report finds fastest."""
+    from runtime import profiling
+
+    command = ("runtime", "profile", folder_name(model), *(("--model", model) if external.is_file(model) else ()),
+               *wish.flags("device"), *wish.place)  # fmt: skip
+    if not (fresh or wish.again):
+        with contextlib.suppress(UserError, CheckFailed):  # the command itself says what is wrong
+            device = pick_device(wish.device, environment)
+            asked = profiling.of_fastest(folder_name(model), wish.artifacts, device)
+            if asked.is_answered:
+                return Step(stage="profile", models=(model,), note=f"{asked.record}, of this very file")
+    return Step(stage="profile", models=(model,), command=command, seconds=estimate.PROFILE_S)
 
 
 def _plan(words: list[str], environment: Environment) -> tuple[Plan, bool]:

@@ -19,6 +19,7 @@ class Wish:
     device: str = "auto"
     max_drop: float = 1.0
     quick: bool = False
+    batches: tuple[int, ...] = (1,)
     tune: bool = False
     budget_s: float = 900.0
     again: bool = False  # measure anew though nothing has changed since the last report
@@ -26,9 +27,15 @@ class Wish:
 
     def flags(self, *names: str) -> tuple[str, ...]:
         """These flags of a command, as far as they were given."""
-        usual = {"data": None, "input": None, "recipe": "default", "device": "auto", "cache": None}
+        usual = {"data": None, "input": None, "recipe": "default", "device": "auto", "cache": None,
+                 "batch": "1"}  # fmt: skip
         given = [(f"--{name}", str(value)) for name in names if (value := getattr(self, name)) != usual[name]]
         return tuple(text for pair in given for text in pair)
+
+    @property
+    def batch(self) -> str:
+        """The batch sizes as commands take them."""
+        return ",".join(map(str, self.batches))
 
     @property
     def input(self) -> str | None:
