@@ -15,11 +15,11 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """Packs, engines and compiled kernels of the tests go to a cache of their own, also for the commands they start."""
-    cache = tempfile.mkdtemp(prefix="fastform-tests-")
-    os.environ["XDG_CACHE_HOME"] = cache
     if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes: one thread each, or they wait for each other
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
+    else:  # they all inherit it
+        os.environ["XDG_CACHE_HOME"] = cache = tempfile.mkdtemp(prefix="fastform-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; its children would ignore Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

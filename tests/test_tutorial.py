@@ -21,11 +21,7 @@ COMMANDS = re.findall(r"^python .*$", "\n".join(re.findall(r"^```sh\n(.*?)^```",
 def test_a_model_of_ones_own_is_deployed(tmp_path: Path) -> None:
     make_data(tmp_path)
     (tmp_path / "nets.py").write_text(re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)[0])
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     assert len(COMMANDS) == 7
     said = ""
     for command in COMMANDS:
