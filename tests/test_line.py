@@ -51,8 +51,7 @@ def test_mnist_from_files_to_a_report_though_killed_on_the_way(real_data: Path, 
 
     profiled = {Costs.load(path).sha256 for path in (tmp_path / "simplecnn" / "profile").glob("*.json")}
     assert profiled <= {subject.sha256 for subject in report.subjects} and len(profiled) == 1
-    page = (tmp_path / "reports" / "report.html").read_text()
-    assert "Layers of simplecnn" in page and "GFLOP/s" in page
+    assert "Layers of simplecnn" in (tmp_path / "reports" / "report.html").read_text()
 
     planned = json.loads(succeed(*command, "--dry-run", "--json").stdout)["steps"]
     assert [step["step"] for step in planned if step["command"]] == ["report"], "all else is there"
