@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from export import options
+from export import options, starting
 from export.precision import PRECISIONS
 from export.search import flags
 from trainers import cli
@@ -23,20 +23,27 @@ if TYPE_CHECKING:
 def main() -> int:
     arguments = options.parser().parse_args()
     with contextlib.ExitStack() as stack:
+        if arguments.training and arguments.model and arguments.model.endswith(starting.ONNX_FILE):
+            raise UserError("--training: an ONNX file has no training mode; leave it out")
         job, variants = options.opened(arguments, stack)
         if flags.asked(arguments):
             variants = flags.search(arguments, job, variants)
         artifacts, problems = _export(arguments, job, variants)
     if arguments.training:
-        _training(job, arguments.opset)
+        problems += _training(job, arguments.opset)
     return _report(job, artifacts, problems, arguments.json)
 
 
-def _training(job: Job, opset: int) -> None:
+def _training(job: Job, opset: int) -> list[str]:
+    """Leave the graph of the training mode; what was wrong."""
     from export import training
 
-    path = training.write(job, opset)
+    try:
+        path = training.write(job, opset)
+    except UserError as error:
+        return [f"training graph: {error}"]
     print(f"training graph, to look at and not to run: netron {path}", file=sys.stderr)
+    return []
 
 
 def _announce(job: Job, variants: list[Variant], json: bool) -> None:

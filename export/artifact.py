@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainers.spec import Option, Preprocess
 
 SAME = "same bytes"  # `reproduced` of a file that was made twice, to the byte
 BEST = "best.json"  # in the same folder: what was found fastest of them, no artifact's record
+OTHERS = re.compile(r"checkpoint(-[0-9a-f]{8})?\.json|state-\d{8}\.json|best\.json")  # records that are no artifact's
 FAILED = "failed"  # the folder for files beyond their tolerance: no stage looks there by itself
 
 
@@ -90,6 +92,7 @@ class Artifact(Record, frozen=True, kw_only=True):
     environment: Environment
     choice: Choice | None = None  # how its exporter was chosen, where none was named
     metamorphic: Metamorphic | None = None  # what must hold whatever the model is; None for the torch artifact
+    code: str | None = None  # sha256 of the file of the user's own model, which no weights tell of
     reproduced: str | None = None  # SAME, or what differed, when it was made twice
 
     @property
@@ -130,8 +133,7 @@ class Found:
 
 def find(folder: Path) -> Iterator[Found]:
     """Every recorded artifact of a model's folder, by name. Raises UserError on a record that cannot be read."""
-    others = (".", "checkpoint", "state-", BEST)
-    paths = (path for path in sorted(folder.glob("*.json")) if not path.name.startswith(others))
+    paths = (path for path in sorted(folder.glob("[!.]*.json")) if not OTHERS.fullmatch(path.name))
     records = [Artifact.load(path) for path in paths]
     current = current_sha(folder) or _newest_source(records)
     for record in records:

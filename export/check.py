@@ -49,9 +49,9 @@ def main() -> int:
     arguments = parser().parse_args()
     from export.inspect.verify import DAMAGED, scope
 
-    checked = scope([_path(name, arguments.artifacts) for name in arguments.paths] or [arguments.artifacts])
     if not arguments.paths and not arguments.artifacts.is_dir():
         raise UserError(f"{arguments.artifacts}: no such folder; name it with --artifacts, or give a path")
+    checked = scope([_path(name, arguments.artifacts) for name in arguments.paths] or [arguments.artifacts])
     findings = _findings(checked)
     failing = {*DAMAGED, *(("stale", "no record") if arguments.strict else ())}
     bad = [finding for finding in findings if finding.status in failing]

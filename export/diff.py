@@ -30,7 +30,9 @@ def parser() -> cli.Parser:
         description="Compare two ONNX graphs: operations, attributes, weights, precision, inputs and outputs.",
         epilog=EXAMPLES,
     )
-    made.add_argument("before", metavar="A", help="an ONNX file, an artifact's name, or a model's (newest fp32 file)")
+    made.add_argument(
+        "before", metavar="A", help="an ONNX file, an artifact's name, or a model's (its plain fp32 file)"
+    )
     made.add_argument("after", metavar="B", help="the same")
     made.add_argument("--html", type=Path, metavar="FILE", help="write an overlay of the two graphs")
     made.add_argument("--top", type=cli.positive, default=TOP, metavar="N", help=f"operations shown (default: {TOP})")

@@ -99,7 +99,6 @@ def _attention_in_parts() -> Iterator[None]:
 
 EXPORTERS: dict[str, Callable[[nn.Module, Path, Request], None]] = {"dynamo": dynamo, "eager": torchscript}
 TORCH = "torch"  # no exporter: the weights themselves, which PyTorch's own engines load
-ONNX = "onnx"  # no exporter: an ONNX file of the user's, as it is
 
 
 def write_onnx(exporter: str, module: nn.Module, path: Path, request: Request) -> None:

@@ -7,6 +7,7 @@ themselves are opened only when something has to be made.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,7 +97,11 @@ def choose(checkpoint: Checkpoint, wanted: str | None, cache: Path | None) -> tu
             f"{wanted} has {len(data.classes)} classes and the model {len(checkpoint.classes)}; "
             "give data of the same classes"
         )
-    return data, True
+    labelled = data.classes == checkpoint.classes[: len(data.classes)]
+    if not labelled:
+        print(f"note: the classes of {wanted} have other names than the model's, so no accuracy is measured on them",
+              file=sys.stderr)  # fmt: skip
+    return data, labelled
 
 
 def open_named(

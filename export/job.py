@@ -19,6 +19,7 @@ from export.exporters import EXPORTERS, TORCH
 from export.precision import AUTO, PRECISIONS, methods
 from export.reference import Verification
 from export.variant import Calibration, Variant
+from trainers import external
 from trainers.checkpoint import Checkpoint, build, origin
 from trainers.dataset import Dataset
 from trainers.manifest import PROGRAM, File
@@ -64,6 +65,11 @@ class Job:
         """The file of the first images and their logits, written anew."""
         split, preprocess = self.data.splits["test"], self.checkpoint.preprocess
         return reference.write_reference(self.folder, split, preprocess, lambda chosen: self.answers("exact", chosen))
+
+    @cached_property
+    def code(self) -> str | None:
+        """The sha256 of the file of the user's own model; None for other models."""
+        return None if self.file is not None else external.fingerprint(self.checkpoint.model)
 
     @cached_property
     def origin(self) -> Checkpoint:
@@ -168,6 +174,7 @@ def find_made(job: Job, variant: Variant) -> Artifact | None:
         and job.suffices(record.parity)
         and (record.parity.accuracy is not None) == job.labelled
         and (variant not in job.choices or record.choice == job.choices[variant])
+        and record.code == job.code
         and (not job.reproduce or record.reproduced is not None)
         and all(is_true(job.folder / file.path, file) for file in record.files)
         and is_true(job.folder / record.reference.path, record.reference)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TOP = 20
 EXAMPLES = """\
 examples:
-  python -m export.ops convnext                          its newest fp32 ONNX file
+  python -m export.ops convnext                          its plain fp32 ONNX file
   python -m export.ops resnet18-dynamo-exact-int8 --by layer
   python -m export.ops model.onnx --batch 8 --output charts
   python -m export.ops model.onnx --costs profile.json   with each layer's measured time

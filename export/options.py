@@ -84,7 +84,8 @@ def parser() -> cli.Parser:
     made.add_argument(
         "--target",
         choices=TARGETS,
-        help="the engine that int8 is placed for (default: tensorrt with an NVIDIA GPU, else cpu)",
+        help="the engine that int8 is placed for (default: tensorrt with an NVIDIA GPU, else cpu, and openvino too "
+        "where NNCF is installed)",
     )
     several = made.add_mutually_exclusive_group()
     several.add_argument("--all", action="store_true", help="every exporter, GELU, precision and target, one at a time")
@@ -146,8 +147,23 @@ def opened(arguments: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[
     precisions = _precisions(arguments)
     job = starting.start(arguments)
     variants = _plan(arguments, precisions, job)
+    _check_size(job, variants)
     choice = _choice(arguments, precisions, job, stack)
     return job, variants if choice is None else _plan(arguments, precisions, job, choice)
+
+
+def _check_size(job: Job, variants: Sequence[Variant]) -> None:
+    """Raise UserError where a form would have to hold more weights than one protobuf message can."""
+    from export.exporters import LARGE
+
+    changed = next((v for v in variants if v.exporter != TORCH and (v.precision != "fp32" or v.rewrites or v.functions
+                                                                    or v.input_dtype != "float32")), None)  # fmt: skip
+    if changed is not None and 4 * job.checkpoint.parameters > LARGE:
+        raise UserError(
+            f"{job.checkpoint.model} has {4 * job.checkpoint.parameters / 1e9:.1f} GB of weights: beyond "
+            f"{LARGE / 1e9:.1f} GB only its plain fp32 file is made; leave --quantize, --rewrite, --functions and "
+            "--input-dtype out"
+        )
 
 
 def _batch(text: str) -> int | None:
@@ -206,7 +222,12 @@ def _choice(
 
         calibrating = any(PRECISIONS[name].calibrated for name in precisions)
         soon = [job.verification, *([job.calibration[0]] if calibrating else [])]
-        made = candidates.settle(job, variant, stack, soon)
+        try:
+            made = candidates.settle(job, variant, stack, soon)
+        except UserError:
+            if arguments.exporter != TORCH:
+                raise
+            return None
     if arguments.exporter == "both":
         from export import choice
 

@@ -126,6 +126,7 @@ def export(job: Job, variant: Variant) -> Artifact:
             environment=environment(),
             choice=job.choices.get(variant) or recorded_choice(job, variant),
             metamorphic=independent,
+            code=job.code,
             reproduced=_reproduce(job, variant, path) if job.reproduce else None,
         )
         _place(job, record, path, name)

@@ -9,10 +9,12 @@ from itertools import product
 from msgspec.structs import replace
 
 from export.activations import ACTIVATIONS
-from export.exporters import EXPORTERS, ONNX, TORCH
+from export.exporters import EXPORTERS, TORCH
 from export.precision import CONVERTED, PRECISIONS, QAT, placements
-from export.variant import OPSET, Variant, usual_rewrites
+from export.variant import ONNX, OPSET, Variant, usual_rewrites, within
 from trainers.manifest import UserError
+
+BF16_OPSET = 22  # to which a bf16 file is raised where no opset is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,16 @@ def plan_trained(wish: Wish, target: str | None) -> list[Variant]:
     return [_onnx(wish, precision=QAT, target=row.targets[0])]
 
 
+def _converted(wish: Wish) -> tuple[str, ...]:
+    """The precisions that can be made at the opset asked for; an ONNX file, and the default, may be raised."""
+    low = wish.exporter != ONNX and OPSET != wish.opset < BF16_OPSET
+    return tuple(name for name in CONVERTED if not (low and name == "bf16"))
+
+
 def _asked(wish: Wish) -> list[Variant]:
+    if "bf16" in wish.precisions and "bf16" not in _converted(wish):
+        raise UserError(f"--opset {wish.opset}: convolutions take bf16 from opset {BF16_OPSET} on; leave --opset out "
+                        "or choose another precision")  # fmt: skip
     if QAT in wish.precisions:
         raise UserError(
             f"{QAT} is made of a checkpoint trained for it: python -m trainers NAME --qat, then "
@@ -127,16 +138,18 @@ def _one_at_a_time(wish: Wish, has_gelu: bool) -> list[Variant]:
     gelus = tuple(ACTIVATIONS) if has_gelu else ("exact",)
     chosen = [_onnx(wish, exporter) for exporter in wish.exporters]
     chosen += [_onnx(wish, gelu=gelu) for gelu in gelus]
-    chosen += [_onnx(wish, precision=precision, target=wish.target) for precision in CONVERTED]
+    chosen += [_onnx(wish, precision=precision, target=wish.target) for precision in _converted(wish)]
     chosen += [_onnx(wish, gelu=gelu, precision="int8", target=wish.target) for gelu in gelus]
-    chosen += [_onnx(wish, precision=name, target=target or "cpu") for name in CONVERTED for target in placements(name)]
+    chosen += [
+        _onnx(wish, precision=name, target=target or "cpu") for name in _converted(wish) for target in placements(name)
+    ]
     return chosen
 
 
 def _grid(wish: Wish, has_gelu: bool) -> list[Variant]:
     """Every exporter with every GELU, precision and target."""
     gelus = tuple(ACTIVATIONS) if has_gelu else ("exact",)
-    placed = [(name, target or "cpu") for name in CONVERTED for target in placements(name)]
+    placed = [(name, target or "cpu") for name in _converted(wish) for target in placements(name)]
     return [_torch(gelu) for gelu in gelus] + [
         _onnx(wish, exporter, gelu, precision, target)
         for exporter, gelu, (precision, target) in product(wish.exporters, gelus, placed)
@@ -153,6 +166,7 @@ def _onnx(
     targets = PRECISIONS[precision].targets
     placed = target if target in targets else next(iter(targets), None)  # some have one engine only
     asked = wish.rewrites if wish.rewrites is not None and precision != QAT else usual_rewrites(precision, placed)
+    asked = within(asked, exporter or wish.baseline, wish.opset)
     return Variant(
         exporter=exporter or wish.baseline, gelu=gelu, precision=precision, target=placed, batch=wish.batch,
         opset=wish.opset, input_dtype=wish.input_dtype, functions=wish.functions, rewrites=asked,

@@ -20,6 +20,7 @@ import numpy as np
 
 from export import pixels
 from export.activations import swap_gelu
+from trainers import external
 from trainers.checkpoint import Checkpoint, load_model
 from trainers.cli import track
 from trainers.dataset import Split
@@ -130,7 +131,9 @@ def logits(checkpoint: Checkpoint, source: Path, folder: Path, gelu: str, verifi
         layout = torch.channels_last if checkpoint.recipe.channels_last else torch.contiguous_format
         return _run(module, verification, layout, f"PyTorch, gelu {gelu}")
 
-    return _kept(folder, f"{checkpoint.weights.sha256} {gelu} {verification.key}", compute)
+    code = external.fingerprint(checkpoint.model)  # of the user's own, which can change beside the same weights
+    inputs = " ".join(filter(None, (checkpoint.weights.sha256, gelu, verification.key, code)))
+    return _kept(folder, inputs, compute)
 
 
 def file_logits(file: ModelFile, sha256: str, folder: Path, verification: Verification) -> np.ndarray:

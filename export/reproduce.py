@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def compare(first: Path, second: Path) -> str:
     """`same bytes`, or in one line the first thing that differs between two files of one variant."""
-    files = [path for path in (first, data_path(first)) if path.is_file()]
+    parts = (first, data_path(first), first.with_suffix(".bin"))  # OpenVINO's weights lie in the last
+    files = [path for path in dict.fromkeys(parts) if path.is_file()]
     others = [second.with_name(path.name) for path in files]
     if all(sha256(one) == sha256(other) for one, other in zip(files, others, strict=True)):
         return SAME

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from export.artifact import Artifact, Parity
-from export.exporters import ONNX
+from export.variant import ONNX
 from trainers import cli
 
 COLUMNS = (

@@ -8,6 +8,7 @@ from export import rewrites
 from trainers.checkpoint import folder_name
 from trainers.manifest import Struct
 
+ONNX = "onnx"  # no exporter: an ONNX file of the user's, as it is
 OPSET = 20  # from 20 on GELU is one operator; below it decomposes and quantizes badly
 
 
@@ -39,7 +40,7 @@ class Variant(Struct, frozen=True, kw_only=True):
             parts.append(self.input_dtype)
         if self.functions:
             parts.append("functions")
-        if self.rewrites != usual_rewrites(self.precision, self.target):
+        if self.rewrites != within(usual_rewrites(self.precision, self.target), self.exporter, self.opset):
             parts.append(self._rewrites_part())
         if self.calibration is not None and self.calibration.method != "minmax":
             parts.append(self.calibration.method)
@@ -57,6 +58,13 @@ class Variant(Struct, frozen=True, kw_only=True):
 def usual_rewrites(precision: str, target: str | None) -> tuple[str, ...]:
     """What is rewritten where nothing is asked for: fp32 stays as the exporter wrote it, the rest suits its target."""
     return () if precision in ("fp32", "int8-qat") else rewrites.default(target)
+
+
+def within(names: tuple[str, ...], exporter: str, opset: int | None) -> tuple[str, ...]:
+    """Of these rewrites those that leave an exported graph at the opset asked for; an ONNX file may be raised."""
+    if exporter == ONNX or opset is None:
+        return names
+    return tuple(name for name in names if rewrites.REWRITES[name].opset <= opset)
 
 
 class Tried(Struct, frozen=True, kw_only=True):

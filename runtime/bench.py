@@ -120,11 +120,13 @@ class Bench:
             for number, contender in enumerate(self._racing):
                 progress(f"batch {batch}: what ran", number, len(self._racing))
                 contender.attest()
-            self._rows += chain.from_iterable(contender.rows() for contender in self._racing)
+            over, self._racing = self._racing, []
+            self._rows += chain.from_iterable(contender.rows() for contender in over)
+            after_round(self.report())
             if waiting or heat:
-                for contender in self._racing:
+                for contender in over:
                     contender.close()
-            self._racing, heat = [], heat + 1
+            heat += 1
 
     def _load(self, batch: int, heat: int, progress: Progress, needed: Sequence[Contender]) -> list[Contender]:
         """Load the racing contenders in an order drawn anew, as many as memory holds; returns those left for later.
@@ -144,7 +146,18 @@ class Bench:
             taken += contender.peak_bytes
             self._loaded.append(contender)
         self._racing = [contender for contender in racing if contender not in left]
+        if len({contender.rounds_done for contender in self._racing if not contender.failed}) > 1:
+            self._start_over(batch, heat)
         return [contender for contender in racing if contender in left]
+
+    def _start_over(self, batch: int, heat: int) -> None:
+        """Forget what an interrupted run has left of this heat: it had other company, and rounds are pairs only there.
+
+        So it is where memory holds others this time, or an engine has been installed since.
+        """
+        for contender in self._loaded:
+            contender.close()
+            contender.load(batch, heat)
 
     def _renew(self) -> None:
         """New processes for all.

@@ -51,7 +51,8 @@ class Contender:
         refusal = self.target.refuses(batch)
         if refusal:
             self._note(error=refusal)
-        self._is_loaded = not self.done
+        unknown = any(row.ran is None and row.error is None for row in self._rows.values())
+        self._is_loaded = not self.done or unknown  # all rounds may be there, and what ran not yet asked
         if not self._is_loaded:
             return
         with self._errors():
@@ -89,6 +90,10 @@ class Contender:
         """Whether nothing is left to do for these rows."""
         return all(row.error is not None or len(self._turns[regime]) >= self._plan.rounds
                    for regime, row in self._rows.items())  # fmt: skip
+
+    @property
+    def failed(self) -> bool:
+        return all(row.error is not None for row in self._rows.values())
 
     @property
     def rounds_done(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,10 @@ def one(name: str, artifacts: Path, kinds: Sequence[str]) -> Path:
     folder = model_folder(name, artifacts)
     if folder is not None:
         return _plain(folder, kinds)
-    records = sorted(artifacts.glob(f"{name}.json" if "/" in name else f"*/{name}.json"))
+    if path.is_absolute():
+        raise UserError(f"{path}: no such file; give the path of a model file, or an artifact's name")
+    literal = glob.escape(name)
+    records = sorted(artifacts.glob(f"{literal}.json" if "/" in name else f"*/{literal}.json"))
     if len(records) == 1:
         return records[0].parent / Artifact.load(records[0]).file.path
     if records:

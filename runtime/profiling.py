@@ -14,12 +14,13 @@ from export.costs import Costs
 from runtime import fastest, layers, profilers, roofline, targets
 from runtime.bench import memory_limit
 from runtime.check import Check, home
+from runtime.identity import identity
 from runtime.layers import Row
 from runtime.profilers import Taken
 from runtime.results import engine_name
 from runtime.roofline import Roofline
 from runtime.targets import Target
-from trainers import profiling
+from trainers import manifest, profiling
 from trainers.manifest import CheckFailed, Environment, UserError, write_atomic
 from trainers.process import Worker, WorkerError
 
@@ -48,6 +49,7 @@ class Question:
             self.backend,
             *(f"{key}={value}" for key, value in sorted(self.options.items())),
         ]
+        name += [self.device] * (self.device != "cpu")
         name += [f"b{self.batch}"] * (self.batch != 1) + [f"t{self.threads}"]
         return home(self.target.found.path) / "profile" / "-".join(name)
 
@@ -58,9 +60,12 @@ class Question:
 
     @property
     def is_answered(self) -> bool:
-        """Whether a profile of this very file lies there."""
+        """Whether a profile of this very file lies there, that this machine took."""
         found = Costs.find(self.record)
-        return found is not None and found.sha256 == self.target.subject.sha256
+        here = manifest.environment()
+        return found is not None and (found.sha256, found.device) == (self.target.subject.sha256, self.device) and (
+            (identity(found.environment), found.environment.packages) == (identity(here), here.packages)
+        )  # fmt: skip
 
     @property
     def title(self) -> str:

@@ -203,7 +203,7 @@ class Report(Record, frozen=True, kw_only=True):
             if twin.cell.twin and twin.valid and self.subject(twin).model == model:
                 base = self.baseline(twin)
                 if base and twin.cell.conditions == row.cell.conditions:
-                    ratio = stats.speedup(base.rounds_s, twin.rounds_s).value
+                    ratio = stats.speedup(base.rounds_s, twin.rounds_s, twin.processes).value
                     return max(LEAST_FLOOR, abs(ratio - 1), abs(1 / ratio - 1))
         return LEAST_FLOOR
 
@@ -220,8 +220,9 @@ class Report(Record, frozen=True, kw_only=True):
         return list(dict.fromkeys(row.cell.conditions for row in self.of(model)))
 
     def fastest(self, model: str, conditions: Conditions, max_drop: float) -> list[Measurement]:
-        """The verified rows within `max_drop` percentage points of top-1, fastest first."""
-        rows = [row for row in self.of(model) if row.cell.conditions == conditions and self.verified(row)]
+        """The verified rows that ran as their records say within `max_drop` points of top-1, fastest first."""
+        rows = [row for row in self.of(model)
+                if row.cell.conditions == conditions and self.verified(row) and not row.shortfall]  # fmt: skip
         kept = [row for row in rows if (drop := self.drop(row)) is not None and drop <= max_drop]
         return sorted(kept, key=lambda row: row.median.value)
 

@@ -53,7 +53,7 @@ def speed(ratio: Estimate, floor: float) -> Verdict:
     if ratio.high < 1 and ratio.value < 1 / (1 + floor):
         return Verdict(DROP, f"slower: {ratio.value:.2f} times as fast ({interval})")
     if ratio.low > 1 or ratio.high < 1 or (ratio.low > 1 / (1 + floor) and ratio.high < 1 + floor):
-        return Verdict(SAME, f"within {floor:.1%}, which is what equal rows differ by here")
+        return Verdict(SAME, f"within {floor:.1%}, below which nothing is called different here")
     return Verdict(INCONCLUSIVE, f"the {interval} holds 1; a longer run (--seconds, --rounds) may tell")
 
 
@@ -68,8 +68,8 @@ def slower_than_float(report: Report, model: str) -> list[str]:
         floats = [other for other in rows if _is_float(report, other) and other.cell.engine == row.cell.engine
                   and other.cell.conditions == row.cell.conditions]  # fmt: skip
         fastest = min(floats, key=lambda other: other.median.value, default=None)
-        if fastest is not None and row.median.low > fastest.median.high:
-            times = row.median.value / fastest.median.value
+        times = row.median.value / fastest.median.value if fastest is not None else 1.0
+        if fastest is not None and row.median.low > fastest.median.high and times > 1 + report.floor(row):
             said.append(f"{row.cell.artifact} is slower than {fastest.cell.artifact} in {row.cell.engine}: "
                         f"{times:.2f} times its time")  # fmt: skip
     return said

@@ -253,6 +253,43 @@ def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(made: Path, tm
         assert new.processes[taken] > old.processes[-1]
 
 
+@pytest.fixture(scope="module")
+def raced(made: Path) -> Report:
+    """Three rounds of two rows."""
+    found, _ = targets.resolve(["simplecnn"], made.parent, None)
+    return Bench(found, THREE_ROUNDS, environment()).run()
+
+
+THREE_ROUNDS = Plan(backends=("onnxruntime",), rounds=3, processes=1, seconds=0.05, twin=False)
+
+
+def gone_on_with(made: Path, known: Report) -> Report:
+    found, _ = targets.resolve(["simplecnn"], made.parent, None)
+    return Bench(found, THREE_ROUNDS, environment(), known=known).run()
+
+
+def test_rounds_that_had_other_company_are_taken_anew(made: Path, raced: Report) -> None:
+    """An engine that was installed between an interrupted run and its resumption."""
+    first = raced.measurements[0]
+    begun = msgspec.structs.replace(first, rounds_s=first.rounds_s[:2], processes=first.processes[:2])
+    report = gone_on_with(made, msgspec.structs.replace(raced, measurements=(begun,), complete=False))
+    assert [len(row.rounds_s) for row in report.measurements] == [3, 3]
+    again = next(row for row in report.measurements if row.cell == first.cell)
+    assert again.rounds_s[:2] != begun.rounds_s
+    assert all(report.speedup(row) for row in report.measurements)
+
+
+def test_what_ran_is_asked_though_all_rounds_are_there(made: Path, raced: Report) -> None:
+    """An interruption between the last round and that question."""
+    rows = tuple(msgspec.structs.replace(row, ran=None) for row in raced.measurements)
+    report = gone_on_with(made, msgspec.structs.replace(raced, measurements=rows, complete=False))
+    by_cell = {row.cell.artifact: row for row in raced.measurements}
+    for row in report.measurements:
+        assert row.rounds_s == by_cell[row.cell.artifact].rounds_s
+        assert row.ran is not None
+        assert row.ran.precisions == by_cell[row.cell.artifact].ran.precisions
+
+
 def test_a_file_that_never_ends_is_given_up(tmp_path: Path) -> None:
     runner = contender(endless(tmp_path / "endless.onnx"), tmp_path, timeout=10.0)
     try:

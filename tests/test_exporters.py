@@ -234,6 +234,16 @@ def test_a_file_made_again_has_the_same_bytes(tmp_path: Path, exporter: str) -> 
     assert artifact.reproduced == SAME
 
 
+def test_weights_beside_a_graph_are_compared_too(tmp_path: Path) -> None:
+    for name, weights in (("a", b"1"), ("b", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.xml").write_text("<net/>")
+        (tmp_path / name / "m.bin").write_bytes(weights)
+    assert compare(tmp_path / "a" / "m.xml", tmp_path / "b" / "m.xml") == "the weights differ"
+    (tmp_path / "b" / "m.bin").write_bytes(b"1")
+    assert compare(tmp_path / "a" / "m.xml", tmp_path / "b" / "m.xml") == SAME
+
+
 def test_what_differs_between_two_files_is_named(tmp_path: Path) -> None:
     first, second = tmp_path / "a" / "m.onnx", tmp_path / "b" / "m.onnx"
     module = network()

@@ -18,6 +18,7 @@ from datasets import folder_files, write
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from export.artifact import Artifact
 from runtime.results import Report
 from trainers import external, models, start, unpickle, weights
 from trainers.checkpoint import Checkpoint, folder_name, load_model
@@ -151,6 +152,24 @@ def test_a_model_of_ones_own_goes_all_the_way(place: Path, tmp_path: Path) -> No
     assert rows["onnxruntime"].valid
     rows = bench("Net", *short, "--model", place / "nets.py:Net")
     assert rows["eager"].valid
+
+
+@pytest.mark.slow
+def test_a_changed_file_is_exported_anew(tmp_path: Path) -> None:
+    """The same weights in another `forward`: their hash tells nothing of it."""
+    (tmp_path / "nets.py").write_text(NETS)
+    command = ("export", "nets.py:Tied", "--weights", "random", "--input", "3x16x16", "--verify-images", 6,
+               "--exporter", "dynamo", "--artifacts", tmp_path)  # fmt: skip
+    succeed(*command, cwd=tmp_path)
+    first = Artifact.load(tmp_path / "Tied" / "Tied-dynamo-exact-fp32.json")
+    (tmp_path / "nets.py").write_text(NETS.replace(".mean((2, 3))", ".amax((2, 3))"))
+    succeed(*command, cwd=tmp_path)
+    second = Artifact.load(tmp_path / "Tied" / "Tied-dynamo-exact-fp32.json")
+    assert second.parents == first.parents
+    assert second.parity.passed
+    assert second.file.sha256 != first.file.sha256
+    succeed(*command, cwd=tmp_path)
+    assert Artifact.load(tmp_path / "Tied" / "Tied-dynamo-exact-fp32.json") == second, "and not again"
 
 
 def bench(*arguments: object) -> dict[str, object]:

@@ -79,8 +79,8 @@ def test_a_failed_check_is_noted_and_the_line_goes_on(tmp_path: Path) -> None:
              command=("trainers", "simplecnn", "--steps", "2", "--artifacts", str(tmp_path / "good"))),
     ]  # fmt: skip
     seen = Recorder()
-    problems = driver.drive(steps, tmp_path / "logs" / "run.log", seen)
-    assert len(problems) == 1
+    outcome = driver.drive(steps, tmp_path / "logs" / "run.log", seen)
+    assert len(outcome.problems) == 1
     assert seen.ends[0][0] == FAILED
     assert [seen.ends[number][0] for number in (1, 2)] == ["done", "done"]
     assert any(what.startswith("test") for what, _, _ in seen.said), "the command's progress has come through"

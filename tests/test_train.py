@@ -150,6 +150,26 @@ def test_ctrl_c_saves_the_step_and_resuming_gives_the_same_bytes(tmp_path: Path)
     assert load_model(second, folder)
 
 
+def test_an_interrupted_test_costs_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainers import __main__ as command
+    from trainers import train
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    flags = ("--steps", "3", "--epochs", "1", "--artifacts", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            command.run(command.parser().parse_args(["simplecnn", "--device", "cpu", *flags]))
+    assert (tmp_path / "simplecnn" / "state-00000003.json").is_file(), "the last step is saved before it is tested"
+    done = succeed("trainers", "simplecnn", "--device", "cpu", *flags, "--resume")
+    assert "resumed at step 3" in done.stderr
+    found = Checkpoint.load(tmp_path / "simplecnn" / "checkpoint.json")
+    assert [point.step for point in found.curve] == [3]
+    assert found.metrics is not None and found.metrics.train_loss == found.curve[0].train_loss > 0
+
+
 def test_accumulation_is_the_same_step_in_parts(tmp_path: Path) -> None:
     flags = ("--steps", 5, "--precision", "fp32", "--set", "optimizer=sgd")
     whole = load_model(trained(tmp_path / "a", *flags), tmp_path / "a" / "simplecnn")
@@ -302,6 +322,8 @@ def test_preprocessing_is_what_it_says() -> None:
     expected = images[:, :, 5:25].permute(0, 3, 1, 2) / 255
     expected = (expected - torch.tensor([0.5, 0.25, 0]).view(3, 1, 1)) / torch.tensor([0.5, 1, 2]).view(3, 1, 1)
     torch.testing.assert_close(prepare(images, same), expected)
+    tall = Preprocess(size=(40, 20), resize=20, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert prepare(images, tall).shape == (2, 3, 40, 20), "scaled until it covers what is cut out"
     larger = Preprocess(size=(40, 40), resize=40, mean=(0.0,) * 3, std=(1.0,) * 3)
     assert prepare(images, larger).shape == (2, 3, 40, 40)
 

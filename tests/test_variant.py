@@ -10,7 +10,7 @@ from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS
 from export.plan import Wish, plan, plan_trained
 from export.rewrites import default
-from export.variant import Calibration, Variant, usual_rewrites
+from export.variant import Calibration, Variant, usual_rewrites, within
 from trainers.manifest import UserError
 
 
@@ -30,9 +30,20 @@ def test_the_name_says_what_differs() -> None:
     assert Variant().name("convnext") == "convnext-dynamo-exact-fp32"
     usual = usual_rewrites("int8", "tensorrt")
     full = Variant(
-        exporter="eager", gelu="tanh", precision="int8", target="tensorrt", batch=4, opset=18, rewrites=usual
-    )
+        exporter="eager", gelu="tanh", precision="int8", target="tensorrt", batch=4, opset=18,
+        rewrites=within(usual, "eager", 18),
+    )  # fmt: skip
     assert full.name("convnext") == "convnext-eager-tanh-int8-tensorrt-b4-opset18"
+
+
+def test_nothing_that_needs_a_higher_opset_is_done_to_a_file_that_was_asked_for_in_a_lower_one() -> None:
+    variants = plan(Wish(precisions=("int8",), opset=17), has_gelu=True)
+    assert not any("fuse-gelu" in variant.rewrites for variant in variants)
+    assert "fuse-gelu" in plan(Wish(precisions=("int8",)), has_gelu=True)[-1].rewrites
+    with pytest.raises(UserError, match="convolutions take bf16 from opset 22 on"):
+        plan(Wish(precisions=("bf16",), opset=17), has_gelu=False)
+    assert all(variant.precision != "bf16" for variant in plan(Wish(all=True, opset=17), has_gelu=False))
+    assert any(variant.precision == "bf16" for variant in plan(Wish(all=True), has_gelu=False))
 
 
 def test_all_changes_one_factor_at_a_time() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -43,8 +46,22 @@ def fetch_all(source: str, downloads: Sequence[Download], folder: Path, allowed:
             raise UserError(
                 f"{source} has not been downloaded to {folder}; download it by training, or give --data PATH"
             )
-        fetch(download, path)
+        with _alone(folder):
+            if not path.is_file():  # another process may have been faster
+                fetch(download, path)
     return folder / downloads[0].name if len(downloads) == 1 else folder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process of this machine downloads there: two that append to one part spoil it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
 
 
 def fetch(download: Download, path: Path) -> None:

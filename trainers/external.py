@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -85,6 +86,11 @@ def named(name: str, flag: str) -> Callable[..., Any]:
 def source(name: str) -> bytes:
     """The text of an allowed `FILE.py:NAME`'s file."""
     return _allowed[name].read_bytes()
+
+
+def fingerprint(name: str) -> str | None:
+    """The sha256 of an allowed `FILE.py:NAME`'s file; None for a model that is in no file of the user's."""
+    return hashlib.sha256(source(name)).hexdigest() if is_file(name) else None
 
 
 def call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -111,8 +111,10 @@ def train(
         return done
     if profiler:
         profiler.attach(run)
+    score = run.conclude() if run.seen and run.step in run.pauses() else None  # it was interrupted in an epoch's test
     while run.step < run.steps:
         score = run.epoch()
+    assert score is not None, "a state is left only before its test"
     return run.finish(score)
 
 
@@ -167,13 +169,17 @@ class Run:
         )
         self.learner.module.train()
         self._steps(batches, end, f"epoch {number + 1}")
+        self._mean_loss()  # what is not finite is not saved
+        self._save()  # also after the last step: the test may be interrupted
+        return self.conclude(f"{1e3 * (self.seconds - clock) / (self.step - first):.1f} ms/step  ")
+
+    def conclude(self, pace: str = "") -> Score:
+        """Test what an epoch has made, note it and print a line about it; the next epoch counts anew."""
+        number = (self.step - 1) // self.per_epoch
         self.train_loss = self._mean_loss()
         accuracy = 100 * self.sums[1].item() / self.seen
-        pace = 1e3 * (self.seconds - clock) / (self.step - first)
         self.sums.zero_()
         self.seen = 0
-        if self.step < self.steps:
-            self._save()
         score = self._test()
         self.curve.append(
             Point(
@@ -188,7 +194,7 @@ class Run:
         size = f"{self.sizes[self.leg]} px  " if len(self.sizes) > 1 else ""
         say(
             f"epoch {number + 1}  {size}step {self.step}/{self.steps}  {self.seconds:.1f} s  "
-            f"loss {self.train_loss:.4f}  train {accuracy:.2f}%  {pace:.1f} ms/step  test loss {score.loss:.4f}  "
+            f"loss {self.train_loss:.4f}  train {accuracy:.2f}%  {pace}test loss {score.loss:.4f}  "
             f"test {score.top1:.2f}%"
         )
         return score
@@ -269,9 +275,6 @@ class Run:
         if self.learner.scaler.is_enabled():
             self.learner.scaler.load_state_dict(state.scaler)
         self.step, self.seconds, self.seen, self.curve = state.step, state.seconds, state.seen, list(state.curve)
-        if self.step in self.pauses():  # stopped after an epoch's last step: the next one counts anew
-            self.sums.zero_()
-            self.seen = 0
         say(f"resumed at step {state.step}")
         return None
 
@@ -321,8 +324,7 @@ class Run:
                     shown_at = time.monotonic()
                 bars.update(bar, completed=self.step)
                 due = self.recipe.save_every and self.step % self.recipe.save_every == 0 and self.step < end
-                # All stop at the same step, or some would wait for ever; after the last there is nothing to stop.
-                stopping = self.world.any(stop.asked) and self.step < self.steps
+                stopping = self.world.any(stop.asked)  # all at the same step, or some would wait for ever
                 if due or stopping:
                     loss = self._mean_loss(*saved)
                     self._save()

@@ -18,7 +18,7 @@ from trainers.manifest import File, UserError, sha256
 
 Status = Literal["ok", "changed", "missing", "unreadable", "no record", "stale"]
 DAMAGED: tuple[Status, ...] = ("changed", "missing", "unreadable")
-SUFFIXES = (".onnx", ".safetensors")  # files that ought to have a record
+SUFFIXES = (".onnx", ".safetensors", ".xml")  # files that ought to have a record
 CACHES = ("logits",)  # named by what they were made from, and made again when they are gone
 SCRATCH, DAY = ".export-*", 86400.0
 

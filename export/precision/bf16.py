@@ -42,6 +42,8 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
 def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same function in fp32: every value that the file holds as bfloat16 is rounded to it and widened again."""
     graph = model.graph
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
     for tensor in graph.initializer:
         _widen(tensor)
     nodes = []
@@ -51,7 +53,8 @@ def emulated(model: onnx.ModelProto) -> onnx.ModelProto:
                 attribute.i = TensorProto.FLOAT
             elif node.op_type == "Constant":
                 _widen(attribute.t)
-        nodes += [node, *_rounded(node)]
+        halves = types.get(node.output[0], TensorProto.BFLOAT16) == TensorProto.BFLOAT16  # shapes and indices are not
+        nodes += [node, *(_rounded(node) if halves else ())]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     return model

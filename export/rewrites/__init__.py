@@ -31,10 +31,12 @@ class Rewrite:
     summary: str
     targets: tuple[str, ...]  # the engines that it is known to help, in speed or size: those it is a default of
     apply: Callable[[onnx.ModelProto], tuple[onnx.ModelProto, int]]
+    opset: int = 0  # that its operators need: a file below it is raised to it
 
 
-def _row(name: str, summary: str, targets: tuple[str, ...]) -> tuple[str, Rewrite]:
-    return name, Rewrite(name=name, summary=summary, targets=targets, apply=partial(_apply, name.replace("-", "_")))
+def _row(name: str, summary: str, targets: tuple[str, ...], opset: int = 0) -> tuple[str, Rewrite]:
+    apply = partial(_apply, name.replace("-", "_"))
+    return name, Rewrite(name=name, summary=summary, targets=targets, apply=apply, opset=opset)
 
 
 def _apply(module: str, model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -50,8 +52,8 @@ REWRITES: dict[str, Rewrite] = dict(
     (
         _row("fold-constants", "compute what is constant, drop what does nothing or is not used", TARGETS),
         _row("fold-batchnorm", "BatchNormalization into the weights of the convolution or Gemm before it", TARGETS),
-        _row("fuse-gelu", "the arithmetic of a GELU into one Gelu operator", TARGETS),
-        _row("fuse-layernorm", "the arithmetic of a LayerNorm into one LayerNormalization operator", TARGETS),
+        _row("fuse-gelu", "the arithmetic of a GELU into one Gelu operator", TARGETS, 20),
+        _row("fuse-layernorm", "the arithmetic of a LayerNorm into one LayerNormalization operator", TARGETS, 17),
         _row("depthwise-split", "a widening depthwise convolution into plain depthwise ones", ("cpu", "openvino")),
         _row("dead-taps", "crop kernel taps that only ever meet padding at this input size", TARGETS),
         _row("share-initializers", "equal weights are stored once", TARGETS),

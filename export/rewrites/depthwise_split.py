@@ -93,8 +93,9 @@ def _changes(node: ir.Node, reordered: set[ir.Value], order: np.ndarray) -> dict
     if node.op_type in ELEMENTWISE | BY_CHANNEL and first:
         return {} if all(value is None or array(value) is not None for _, value in others) else None
     if node.op_type in BINARY:
-        rank = len(dims(node.inputs[0]) or dims(node.inputs[1]) or ())
-        return _taken([(i, v, _axis_of(v, rank)) for i, v in enumerate(node.inputs) if v not in reordered], order)
+        rank = max(len(dims(value) or ()) for value in node.inputs)
+        others = [(index, value) for index, value in enumerate(node.inputs) if value not in reordered]
+        return _taken([(i, v, _axis_of(v, rank)) for i, v in others], order) if rank else None
     if node.op_type in CHANNEL_WEIGHTS and first:
         return _taken([(i, v, 0) for i, v in others], order)
     if node.op_type == "LayerNormalization" and first:

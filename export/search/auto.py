@@ -75,6 +75,8 @@ def search(job: Job, variant: Variant, budget: Budget) -> tuple[Search, Path]:
                 return loss(trial.scores, measure)[0] <= budget.max_drop
 
             kept = assign(ranking.layers, fits)
+    if len(slower(ranking.layers)) == len(ranking.layers):
+        raise CheckFailed(f"{subject.name}: by the costs given, int8 is slower in every layer; leave it in float")
     if len(kept) == len(ranking.layers):
         raise CheckFailed(
             f"{subject.name}: no layer can be int8 within {budget.max_drop:g} points of {measure}; allow more with "

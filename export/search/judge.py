@@ -58,13 +58,13 @@ class Judge:
 
 @contextmanager
 def open_judge(
-    source: Path, chosen: Verification, *, batch: int | None, labelled: bool, target: str
+    source: Path, chosen: Verification, *, batch: int | None, labelled: bool, target: str, dtype: str = "float32"
 ) -> Iterator[Judge]:
     """Prepare the images on disk, which memory need not hold, and run the fp32 file over them."""
     size = batch or chosen.batch
     count = len(chosen.indices)
     with TemporaryDirectory() as folder:
-        prepared = _prepared(Path(folder) / "images.npy", chosen, -(-count // size) * size)
+        prepared = _prepared(Path(folder) / "images.npy", chosen, -(-count // size) * size, dtype)
         yield Judge(
             images=prepared,
             batch=size,
@@ -74,10 +74,10 @@ def open_judge(
         )
 
 
-def _prepared(path: Path, chosen: Verification, rows: int) -> np.ndarray:
+def _prepared(path: Path, chosen: Verification, rows: int, dtype: str) -> np.ndarray:
     """The chosen images as one array (rows, C, H, W) on disk; rows beyond them stay zero."""
     filled, array = 0, None
-    for batch in reference.images(chosen, title="images"):
+    for batch in reference.images(chosen, title="images", dtype=dtype):
         if array is None:
             array = np.lib.format.open_memmap(path, "w+", batch.dtype, (rows, *batch.shape[1:]))
         array[filled : filled + len(batch)] = batch

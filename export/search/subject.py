@@ -100,5 +100,6 @@ class Subject:
             batch=self.variant.batch,
             labelled=self.job.labelled,
             target=self.target,
+            dtype=self.variant.input_dtype,
         ) as judge:
             yield judge

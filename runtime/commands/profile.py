@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainers.cli import OK, add_common, choose, emit, positive
@@ -17,7 +16,7 @@ SUMMARY = "time each layer of an artifact by its engine's own profiler, beside i
 EXAMPLES = """\
 examples:
   python -m runtime profile resnet18                              what the newest report found fastest
-  python -m runtime profile resnet18 --backend onnxruntime        its newest fp32 file
+  python -m runtime profile resnet18 --backend onnxruntime        its plain fp32 file
   python -m runtime profile resnet18-dynamo-exact-int8 --backend openvino --threads 1
   python -m runtime profile resnet18 --backend eager              Chrome trace and flame graph
   python -m runtime profile resnet18 --backend onnxruntime --json > fp32.json
@@ -76,17 +75,17 @@ def _question(arguments: argparse.Namespace, environment: Environment) -> Questi
 
     from runtime import backends, pick, profilers, profiling, targets
     from runtime.bench import check_options
-    from runtime.commands.bench import pick_device
+    from runtime.commands.bench import factories, pick_device
     from runtime.profiling import Question
 
     device, most, options = pick_device(arguments.device, environment), environment.threads, dict(arguments.option)
     if arguments.threads and arguments.threads > most:
         raise UserError(f"--threads {arguments.threads}: this process may use {most} cores; give at most as many")
-    factories = tuple(str(Path(text).expanduser().resolve()) for text in arguments.model)
+    allowed = factories((arguments.target, *arguments.model))
     if arguments.backend is None:
         found = profiling.of_fastest(arguments.target, arguments.artifacts, device, arguments.batch)
         check_options(options, [found.backend])
-        return replace(found, threads=arguments.threads or found.threads, runs=arguments.runs, factories=factories,
+        return replace(found, threads=arguments.threads or found.threads, runs=arguments.runs, factories=allowed,
                        options={**found.options, **options})  # fmt: skip
     name = choose(arguments.backend, backends.names(), "backend")
     backend = backends.get(name)
@@ -99,7 +98,7 @@ def _question(arguments: argparse.Namespace, environment: Environment) -> Questi
     (target,), _ = targets.resolve([str(path)], arguments.artifacts, None)
     return Question(
         target=target, backend=name, device=device, threads=arguments.threads or most, batch=arguments.batch or 1,
-        runs=arguments.runs, options=options, factories=factories,
+        runs=arguments.runs, options=options, factories=allowed,
     )  # fmt: skip
 
 

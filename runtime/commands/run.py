@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from export.starting import shape
 from runtime.commands.bench import counts
 from runtime.commands.tune import duration
-from trainers import cli, models
+from trainers import cli
+from trainers import models as built_in
+from trainers.checkpoint import folder_name
 from trainers.manifest import UserError
 
 if TYPE_CHECKING:
+    from runtime.line.driver import Outcome
     from runtime.line.step import Step
     from runtime.line.wish import Wish
 
@@ -36,7 +39,7 @@ LOGS = "logs"  # under the folder of reports
 def flags(parser: argparse.ArgumentParser) -> None:
     named = parser.add_argument("models", nargs="+", metavar="MODEL",
                         help="a model's name, torchvision:NAME, timm:NAME or FILE.py:FACTORY")  # fmt: skip
-    cli.names_models(named, *models.names())
+    cli.names_models(named, *built_in.names())
     parser.add_argument("--data", metavar="NAME|PATH",
                         help="to train on what has no checkpoint yet (default: the embedded data)")  # fmt: skip
     parser.add_argument("--input", type=shape, metavar="CxHxW", help="of a model of your own (default: 3x224x224)")
@@ -72,11 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
     log = wish.artifacts / "reports" / LOGS / f"{time.strftime('%Y-%m-%dT%H%M%SZ', time.gmtime())}.log"
     try:
         with showing(planned) as display:
-            problems = driver.drive(planned, log, display)
+            outcome = driver.drive(planned, log, display)
     except KeyboardInterrupt:
         print("the same command goes on from here", file=sys.stderr)
         raise
-    return _close(arguments, planned, problems, wish.page, log)
+    return _close(arguments, planned, outcome, wish.page, log)
 
 
 def _wish(arguments: argparse.Namespace) -> Wish:
@@ -88,8 +91,14 @@ def _wish(arguments: argparse.Namespace) -> Wish:
     if files:
         raise UserError(f"{files[0]}: an ONNX file has nothing to train; find its fastest form with: "
                         f"python -m runtime tune {files[0]}")  # fmt: skip
+    models = tuple(dict.fromkeys(arguments.models))
+    folders = [folder_name(model) for model in models]
+    twice = next((model for model, name in zip(models, folders, strict=True) if folders.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice}: two of these models would share the folder {folder_name(twice)}; run them apart, "
+                        "each with its own --artifacts")  # fmt: skip
     return Wish(
-        models=tuple(dict.fromkeys(arguments.models)), artifacts=arguments.artifacts, data=arguments.data,
+        models=models, artifacts=arguments.artifacts, data=arguments.data,
         shape=arguments.input,
         page=arguments.html or arguments.artifacts / saved.FOLDER / "report.html", recipe=arguments.recipe,
         device=arguments.device, max_drop=arguments.max_drop, quick=arguments.quick, batches=arguments.batch,
@@ -112,25 +121,33 @@ def _show(planned: list[Step], *, stderr: bool) -> None:
     cli.table(f"{len(planned)} steps, {whole}", ("step", "what", ">about"), rows, stderr=stderr)
 
 
-def _close(arguments: argparse.Namespace, planned: list[Step], problems: list[str], page: Path, log: Path) -> int:
+def _close(arguments: argparse.Namespace, planned: list[Step], outcome: Outcome, page: Path, log: Path) -> int:
     """The measured table and its sentences, what was recommended, where all of it lies, and how it went."""
     from runtime import saved
-    from runtime.report import summary, table
-    from runtime.results import Report
 
-    path = saved.latest(arguments.artifacts)
-    report = Report.load(path)
-    table.show(report, stderr=arguments.json)
-    summary.show(report, path, stderr=arguments.json)
-    shown = cli.console(stderr=arguments.json)
-    for line in (*_recommended(arguments, planned), f"page: {page}", f"log: {log}", *problems):
+    shown, problems = cli.console(stderr=arguments.json), outcome.problems
+    measured = outcome.lost < {*arguments.models}  # else no training came to an end, and the newest report is older
+    path = saved.latest(arguments.artifacts) if measured else None
+    if path is not None:
+        _show_report(path, stderr=arguments.json)
+    lines = [*_recommended(arguments, planned), f"page: {page}"] if measured else []
+    for line in (*lines, f"log: {log}", *problems):
         shown.print(line, markup=False)
     if arguments.json:
-        cli.emit({"report": str(path), "page": str(page), "log": str(log), "problems": problems,
-                  "steps": _document(planned)})  # fmt: skip
+        cli.emit({"report": path and str(path), "page": str(page) if measured else None, "log": str(log),
+                  "problems": problems, "steps": _document(planned)})  # fmt: skip
     last = f"FAILED: {len(problems)} of {len(planned)} steps" if problems else f"OK: {len(planned)} steps; see {page}"
     shown.print(last, markup=False)
     return cli.FAILED if problems else cli.OK
+
+
+def _show_report(path: Path, *, stderr: bool) -> None:
+    from runtime.report import summary, table
+    from runtime.results import Report
+
+    report = Report.load(path)
+    table.show(report, stderr=stderr)
+    summary.show(report, path, stderr=stderr)
 
 
 def _document(planned: list[Step]) -> list[dict[str, Any]]:

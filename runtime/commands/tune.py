@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from runtime.tuning.best import Best
     from runtime.tuning.question import Question
     from runtime.tuning.search import Search
+    from trainers.manifest import Environment
 
 SUMMARY = "find the fastest form of a model on this machine that is still right"
 EXAMPLES = """\
@@ -92,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     saved = save(report, arguments.artifacts)
     shown = cli.console(stderr=arguments.json)
     tried = f"{len(search.candidates)} candidates in {search.spent_s:.0f} s"
-    title = f"{search.question.model}: {tried}; ms and times faster than ONNX Runtime fp32 are of the stage it came to"
+    title = (f"{search.question.model}: {tried}; ms of the stage it came to, times faster than ONNX Runtime fp32 of "
+             "the race before the last")  # fmt: skip
     rows = tables.rows(job.checkpoint.model, search.candidates, winner[0].name if winner else None)
     cli.table(title, tables.COLUMNS, rows, stderr=arguments.json, spare=tables.SPARE)
     shown.print(f"{tables.LEGEND}; all of it: {search.path}", markup=False)
@@ -126,7 +128,7 @@ def _search(arguments: argparse.Namespace, forms: Any) -> Search:
     from trainers import manifest
 
     environment = manifest.environment()
-    question = _question(arguments, forms, environment)
+    question = question_of(arguments, forms.job.folder.name, environment)
     key = question.key(forms.job.checkpoint.weights.sha256)
     path = forms.job.folder / "tuning" / f"{key}.json"
     known = Trace.find(path) if arguments.resume else None
@@ -146,7 +148,7 @@ def _factory(arguments: argparse.Namespace) -> str | None:
     return next((text for text in (arguments.factory, arguments.model) if text and external.is_file(text)), None)
 
 
-def _question(arguments: argparse.Namespace, forms: Any, environment: Any) -> Question:
+def question_of(arguments: argparse.Namespace, model: str, environment: Environment) -> Question:
     """The flags as a Question. Raises UserError on an engine, thread count or device that cannot be."""
     from runtime import backends
     from runtime.commands.bench import pick_device
@@ -163,7 +165,7 @@ def _question(arguments: argparse.Namespace, forms: Any, environment: Any) -> Qu
         reasons = "; ".join(f"{name}: {backends.get(name).unusable(device)}" for name in named or ())
         raise UserError(f"no engine to search in ({reasons}); see python -m runtime backends")
     return Question(
-        model=forms.job.folder.name, device=device, batch=arguments.batch, threads=threads, engines=tuple(engines),
+        model=model, device=device, batch=arguments.batch, threads=threads, engines=tuple(engines),
         metric=arguments.metric, max_drop=arguments.max_drop, images=arguments.images,
         max_latency_s=arguments.max_latency and arguments.max_latency / 1e3,
         max_bytes=arguments.max_size and round(arguments.max_size * 1e6),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,22 +25,30 @@ COMMAND = (sys.executable, "-m")
 Tell = Callable[[dict[str, Any]], None]
 
 
-def drive(steps: Sequence[Step], log: Path, display: Display) -> list[str]:
-    """Run what is left to do; what was wrong, a line each.
+@dataclass
+class Outcome:
+    """What was wrong, a line each, and the models whose training failed."""
+
+    problems: list[str] = field(default_factory=list)
+    lost: set[str] = field(default_factory=set)
+
+
+def drive(steps: Sequence[Step], log: Path, display: Display) -> Outcome:
+    """Run what is left to do.
 
     A check that failed is noted, and the line goes on: what depends on it says so itself. Where training failed, the
     rest of that model is left out. Raises UserError with a command's own line where there is something to mend, and
     KeyboardInterrupt once the running command has ended.
     """
-    problems: list[str] = []
-    lost: set[str] = set()
+    outcome, everyone = Outcome(), {model for step in steps for model in step.models}
+    problems, lost = outcome.problems, outcome.lost
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as written:
         for number, step in enumerate(steps):
             if not step.command:
                 display.end(number, DONE, step.note)
                 continue
-            if lost.issuperset(step.models) and step.models:
+            if lost and lost.issuperset(step.models or everyone):
                 display.end(number, SKIPPED, "its training failed")
                 continue
             display.begin(number)
@@ -49,11 +58,13 @@ def drive(steps: Sequence[Step], log: Path, display: Display) -> list[str]:
                 raise KeyboardInterrupt
             display.end(number, DONE if status == OK else FAILED, last)
             if status not in (OK, CHECK_FAILED):
-                raise UserError(f"{step.title}: {last.removeprefix('error: ')} (all that it said is in {log})")
+                before = f"; before that: {'; '.join(problems)}" if problems else ""
+                said = last.removeprefix("error: ") if status > 0 else f"killed by {signal.Signals(-status).name}"
+                raise UserError(f"{step.title}: {said} (all that it said is in {log}){before}")
             if status == CHECK_FAILED:
                 problems.append(f"{step.title}: {last}")
                 lost |= {*step.models} if step.stage == "train" else set()
-    return problems
+    return outcome
 
 
 def _pass_on(display: Display, number: int, line: dict[str, Any]) -> None:

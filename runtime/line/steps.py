@@ -22,6 +22,7 @@ from trainers.manifest import CheckFailed, Environment, UserError
 
 if TYPE_CHECKING:
     from runtime.tuning.best import Best
+    from runtime.tuning.question import Question
 
 
 def steps(wish: Wish, environment: Environment) -> list[Step]:
@@ -84,7 +85,8 @@ def _described(model: str, found: Checkpoint, wish: Wish) -> str:
 def _export(model: str, wish: Wish) -> Step:
     """The forms that `--quantize` makes, and whether they are all there."""
     command = ("export", model, "--quantize", *wish.flags("input", "cache"), *wish.place)
-    if checkpoint_of(model, wish) is None:
+    found = checkpoint_of(model, wish)
+    if found is None or _is_adopted_anew(found, wish):
         seconds = estimate.exporting(model, wish)
         return Step(stage="export", models=(model,), command=command, seconds=seconds)
     missing, there, seconds = estimate.forms(command[1:])
@@ -93,19 +95,40 @@ def _export(model: str, wish: Wish) -> Step:
     return Step(stage="export", models=(model,), command=command, seconds=seconds)
 
 
+def _is_adopted_anew(found: Checkpoint, wish: Wish) -> bool:
+    """Whether export makes this checkpoint again: of a file of the user's own, which may have changed, or for another
+    size of images. A plan runs no such code."""
+    return found.provenance != "trained" and (
+        external.is_file(found.model) or wish.shape not in (None, found.input_shape)
+    )
+
+
 def _tune(model: str, wish: Wish, environment: Environment) -> Step:
     from runtime.tuning import best
 
     folder = wish.artifacts / folder_name(model)
     found = best.Best.find(best.path(folder))
-    if found is not None and not wish.again and _still_best(found, folder, wish, environment):
+    if found is not None and not wish.again and _still_best(model, found, folder, wish, environment):
         return Step(stage="tune", models=(model,), note=f"{found.artifact} in {found.backend}")
-    command = ("runtime", "tune", model, "--resume", "--max-drop", f"{wish.max_drop:g}", "--budget",
-               f"{wish.budget_s:g}s", *wish.flags("device", "cache"), *wish.place)  # fmt: skip
-    return Step(stage="tune", models=(model,), command=command, seconds=wish.budget_s)
+    return Step(stage="tune", models=(model,), command=_tuning(model, wish), seconds=wish.budget_s)
 
 
-def _still_best(found: Best, folder: Path, wish: Wish, environment: Environment) -> bool:
+def _question(model: str, wish: Wish, environment: Environment) -> Question:
+    """What `tune` is asked."""
+    from runtime.commands import tune
+
+    parser = Parser()
+    tune.flags(parser)
+    return tune.question_of(parser.parse_args(_tuning(model, wish)[2:]), folder_name(model), environment)
+
+
+def _tuning(model: str, wish: Wish) -> tuple[str, ...]:
+    """The command that searches."""
+    return ("runtime", "tune", model, "--resume", "--max-drop", f"{wish.max_drop:g}", "--budget", f"{wish.budget_s:g}s",
+            *wish.flags("device", "cache"), *wish.place)  # fmt: skip
+
+
+def _still_best(model: str, found: Best, folder: Path, wish: Wish, environment: Environment) -> bool:
     """Whether a recommendation answers the same question of the same weights, on the same machine and packages."""
     from export.artifact import Artifact, current_sha, is_true
 
@@ -113,9 +136,8 @@ def _still_best(found: Best, folder: Path, wish: Wish, environment: Environment)
     return (
         record is not None and record.parents[0].sha256 == current_sha(folder)
         and is_true(folder / found.file.path, found.file)
-        and (found.question.max_drop, found.question.metric) == (wish.max_drop, "latency")
-        and identity(found.environment) == identity(environment)
-        and found.environment.packages == environment.packages
+        and found.question == _question(model, wish, environment)
+        and _is_of_here(found.environment, environment)
     )  # fmt: skip
 
 
@@ -177,4 +199,9 @@ def _is_of(known: Report, plan: Plan, wish: Wish, environment: Environment, quic
     found, _ = targets.resolve(wish.models, wish.artifacts, None)
     chosen = choosing.choose(found, plan)[0] if quick else found
     same = known.plan.key(subject.sha256 for subject in known.subjects) == plan.key(t.subject.sha256 for t in chosen)
-    return same and known.complete and identity(known.environment) == identity(environment)
+    return same and known.complete and _is_of_here(known.environment, environment)
+
+
+def _is_of_here(then: Environment, now: Environment) -> bool:
+    """Whether something was measured on this machine with these very packages."""
+    return identity(then) == identity(now) and then.packages == now.packages

@@ -17,11 +17,10 @@ def write(report: Report, folder: Path) -> None:
     add: Any = SummaryWriter.add_scalar
     for model in report.models():
         for row in report.of(model):
-            if not row.valid:
+            base = report.baseline(row)
+            if not row.valid or (row.heat and base is row):  # a baseline takes part in every heat
                 continue
-            place = (
-                folder / model / "bench" / f"{row.cell.artifact} {row.cell.engine} b{row.cell.batch}".replace("/", "-")
-            )
+            place = folder / model / "bench" / _name(report, row).replace("/", "-")
             clear(place)
             with SummaryWriter(str(place)) as writer:
                 results = _results(report, row)
@@ -29,6 +28,15 @@ def write(report: Report, folder: Path) -> None:
                     writer.file_writer.add_summary(part)
                 for name, value in results.items():
                     add(writer, name, value)
+
+
+def _name(report: Report, row: Measurement) -> str:
+    """The artifact in its engine, and the conditions as far as they vary."""
+    cell, plan = row.cell, report.plan
+    parts = [cell.artifact, cell.engine, f"b{cell.batch}"]
+    parts += [f"t{cell.threads}"] if len(plan.threads) > 1 else []
+    parts += [cell.regime] if len(plan.regimes) > 1 else []
+    return " ".join(parts)
 
 
 def _choices(report: Report, row: Measurement) -> dict[str, Any]:

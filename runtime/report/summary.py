@@ -75,7 +75,7 @@ def _sentence(report: Report, model: str, conditions: Conditions) -> str:
         f"{row.cell.engine}, {milliseconds(row.median.value)} ms{_ratio(report, row)}"
     )
     busy = PROVISIONAL if report.disturbances else ""
-    return f"{text}{_doubt(report, row, budget)}{_tie(row, rows[1:])}{busy}."
+    return f"{text}{_doubt(report, row, budget)}{_tie(report, row, rows[1:])}{busy}."
 
 
 def _doubt(report: Report, row: Measurement, budget: str) -> str:
@@ -106,12 +106,12 @@ def called(base: Measurement) -> str:
     return "eager fp32" if base.cell.backend == "eager" else "ONNX Runtime fp32"
 
 
-def _tie(row: Measurement, others: list[Measurement]) -> str:
+def _tie(report: Report, row: Measurement, others: list[Measurement]) -> str:
     """The runner-up, when the rounds do not tell the two apart."""
     rivals = [other for other in others if other.heat == row.heat]
     if not rivals:
         return ""
     ratio = stats.speedup(rivals[0].rounds_s, row.rounds_s, row.processes)
-    if ratio.low > 1:
+    if ratio.low > 1 and ratio.value > 1 + report.floor(row):
         return ""
     return f"; {rivals[0].cell.artifact} in {rivals[0].cell.engine} is not measurably slower"

@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from export.variant import Variant
-from runtime import backends
+from runtime import backends, stats
 from runtime.backend import BackendError
 from runtime.bench import Bench, memory_limit
 from runtime.contender import Contender
@@ -28,6 +28,7 @@ from runtime.tuning.gate import Gate
 from runtime.tuning.question import Question
 from trainers import cli
 from trainers.manifest import CheckFailed, Environment, UserError
+from trainers.stats import Estimate
 
 BRIEF = {"rounds": 3, "seconds": 0.3}  # of a row in the first races
 LONGER = {"rounds": 6, "seconds": 1.0}
@@ -172,7 +173,8 @@ class Search:
         for one in entered:
             row = yardstick if one.name == plain.name else _row(report, one)
             noted = _noted(one, stage, report, row)
-            self._note(noted if noted.out else replace(noted, faster=report.speedup(row)))
+            faster = None if noted.out else report.speedup(row) or _speedup(yardstick, row)
+            self._note(replace(noted, faster=faster))
         self._save()
         if best := self._alive():
             self._say(f"  best so far: {best[0].name}, {1e3 * (best[0].seconds or 0):.3g} ms")
@@ -302,6 +304,13 @@ def _row(report: Report, one: Candidate) -> Measurement:
     row = row_of(report, one)
     assert row is not None, "everything entered in a race has a row"
     return row
+
+
+def _speedup(yardstick: Measurement, row: Measurement) -> Estimate | None:
+    """How many times faster where the yardstick is no baseline: of a model trained to be int8 there is no fp32 file."""
+    if row.heat != yardstick.heat:
+        return None
+    return stats.speedup(yardstick.rounds_s, row.rounds_s, row.processes)
 
 
 def _noted(one: Candidate, stage: str, report: Report, row: Measurement) -> Candidate:

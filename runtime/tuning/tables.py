@@ -74,22 +74,39 @@ def how(best: Best, folder: Path, artifacts: Path, factory: str | None) -> list[
 
     `factory` is the user's own model, `FILE.py:FACTORY`, as it was typed.
     """
+    asked, here = best.question, best.environment
+    device = asked.device if here.gpu and asked.device == "cpu" else None  # else it is what each takes by itself
+    path = folder / best.file.path
+    from_module = factory if path.suffix == ".safetensors" else None  # only PyTorch's engines run the user's code
     plain = next(folder.glob("*-torch-exact-fp32.safetensors"), None) if best.baseline == EAGER else None
     files = [folder / best.file.path, *([plain] if plain else [])]
     engines = ",".join([best.backend, *(["eager"] if plain else [])])
     own = f" --model {shlex.quote(factory)}" if factory and plain else ""
     options = "".join(f" --option {key}={value}" for key, value in sorted(best.options.items()))
-    place = "" if artifacts == Path("artifacts") else f", artifacts={str(artifacts)!r}"
-    batch = "" if best.question.batch == 1 else f", batch={best.question.batch}"
-    drop = "" if best.question.max_drop == 0.5 else f", max_drop={best.question.max_drop:g}"
+    options += f" --device {device}" if device else ""
+    options += f" --regime {asked.regime}" if asked.regime != "device" else ""
+    common = {"batch": asked.batch if asked.batch != 1 else None, "device": device, "factory": from_module}
+    if asked.metric == "latency":
+        name, given = "best", _arguments(
+            folder.name, max_drop=asked.max_drop if asked.max_drop != 0.5 else None, **common,
+            artifacts=str(artifacts) if artifacts != Path("artifacts") else None,
+        )  # fmt: skip
+    else:  # best() is for one inference at a time
+        threads = asked.threads if asked.threads != here.threads else None
+        name, given = "load", _arguments(str(path), backend=best.backend, threads=threads, **common, **best.options)
     return [
         f"again: python -m runtime bench {shlex.join(map(str, files))} --backends {engines}{options}{own}"
-        f" --batch {best.question.batch} --threads {best.question.threads}",
+        f" --batch {asked.batch} --threads {asked.threads}",
         "in Python:",
-        "  from runtime import best",
-        f"  model = best({folder.name!r}{drop}{batch}{place})",
+        f"  from runtime import {name}",
+        f"  model = {name}({given})",
         "  logits = model(images)",
     ]
+
+
+def _arguments(first: str, **named: object) -> str:
+    """What stands between a call's brackets; None is left out."""
+    return ", ".join([repr(first), *(f"{name}={value!r}" for name, value in named.items() if value is not None)])
 
 
 def _interval(value: Estimate, form: str) -> str:
