@@ -36,6 +36,7 @@ REPLACED = 1.05  # a form with other activations than the user's own counts as s
 NEAR = 1.1  # times the latency allowed: a brief race may err by as much
 LEADERS, RACED, FINALISTS = 3, 8, 3
 CLOSE = 1.5  # times the time of the fastest in a brief race, to be raced again
+LIKELY = 1.2  # times the time of the fastest that was judged: a longer race may turn the two round
 MAKING, TRYING, JUDGING = 0.45, 0.6, 0.8  # shares of the budget after which no more is begun
 BASELINE = "eager"  # takes part in the last race only: it is what that race is for
 YARDSTICK = "onnxruntime"  # what the fp32 file runs in for ratios before the last race
@@ -202,9 +203,14 @@ class Search:
         self._race("screened", self._waiting())
 
     def _judge(self) -> None:
-        """Accuracy of the fastest, until enough are fit; what loses too much is tried in a gentler form."""
+        """Accuracy of the fastest, until enough are fit; what loses too much is tried in a gentler form.
+
+        When the time is over only those that are likely to be as fast as the first: one alone would win by lot.
+        """
         waiting = [one.name for one in self._alive()]
-        while waiting and len(self.finalists) < FINALISTS and (self._time_for(JUDGING) or not self.finalists):
+        while waiting and len(self.finalists) < FINALISTS:
+            if not self._time_for(JUDGING) and not self._is_likely(self._candidates[waiting[0]]):
+                break
             one = self._candidates[waiting.pop(0)]
             if one.accuracy is None:
                 self._note(self._judged(one))
@@ -212,6 +218,11 @@ class Search:
             one = self._candidates[one.name]
             if one.out is not None and one.accuracy is not None and self._time_for(TRYING):
                 waiting[:0] = self._gentler(one)
+
+    def _is_likely(self, one: Candidate) -> bool:
+        """Whether it may be as good as the best that was judged; the first one always may."""
+        best = next(iter(self.finalists), None)
+        return best is None or (self.question.metric != "size" and one.cost <= LIKELY * best.cost)
 
     def _judged(self, one: Candidate) -> Candidate:
         question = self.question
