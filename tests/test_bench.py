@@ -287,7 +287,7 @@ def test_what_ran_is_asked_though_all_rounds_are_there(made: Path, raced: Report
     for row in report.measurements:
         assert row.rounds_s == by_cell[row.cell.artifact].rounds_s
         assert row.ran is not None
-        assert row.ran.precisions == by_cell[row.cell.artifact].ran.precisions
+        assert row.ran == by_cell[row.cell.artifact].ran
 
 
 def test_a_file_that_never_ends_is_given_up(tmp_path: Path) -> None:

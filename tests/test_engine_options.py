@@ -164,7 +164,10 @@ def test_compiled_in_other_modes(made: Path, images: np.ndarray, mode: str) -> N
     assert np.allclose(logits(session, images), logits(load("eager", file(made, "torch")), images), atol=1e-4)
 
 
-def test_aoti_compiles_a_package_once(made: Path, images: np.ndarray) -> None:
+def test_aoti_compiles_a_package_once(
+    made: Path, images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # others compile packages into the tests' own
     want = logits(load("eager", file(made, "torch")), images)
     cold, warm = (load("aoti", file(made, "torch")) for _ in range(2))
     assert (cold.attested["package"], warm.attested["package"]) == ("built", "cached")

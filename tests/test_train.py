@@ -157,7 +157,7 @@ def test_an_interrupted_test_costs_no_step(tmp_path: Path, monkeypatch: pytest.M
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    flags = ("--steps", "3", "--epochs", "1", "--artifacts", str(tmp_path))
+    flags = ("--steps", "3", "--artifacts", str(tmp_path))
     with monkeypatch.context() as patched:
         patched.setattr(train, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
