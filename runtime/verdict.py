@@ -68,8 +68,10 @@ def slower_than_float(report: Report, model: str) -> list[str]:
         floats = [other for other in rows if _is_float(report, other) and other.cell.engine == row.cell.engine
                   and other.cell.conditions == row.cell.conditions]  # fmt: skip
         fastest = min(floats, key=lambda other: other.median.value, default=None)
-        times = row.median.value / fastest.median.value if fastest is not None else 1.0
-        if fastest is not None and row.median.low > fastest.median.high and times > 1 + report.floor(row):
+        if fastest is None:
+            continue
+        times = row.median.value / fastest.median.value
+        if row.median.low > fastest.median.high and times > 1 + report.floor(row):
             said.append(f"{row.cell.artifact} is slower than {fastest.cell.artifact} in {row.cell.engine}: "
                         f"{times:.2f} times its time")  # fmt: skip
     return said

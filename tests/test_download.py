@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -142,6 +143,15 @@ def test_several_files(server: Server, tmp_path: Path) -> None:
     assert fetch_all("mnist", downloads, tmp_path) == tmp_path
     assert fetch_all("mnist", downloads, tmp_path, allowed=False) == tmp_path
     assert len(server.asked) == 4, "what is there is not asked for again"
+    cut = tmp_path / downloads[1].name
+    cut.write_bytes(b"cut")
+    fetch_all("mnist", downloads, tmp_path)
+    assert cut.read_bytes() == server.files[downloads[1].name], "what is not whole is"
+    server.asked.clear()
+    with ThreadPoolExecutor(2) as both:  # two programs with one cache
+        for done in [both.submit(fetch_all, "mnist", downloads, tmp_path / "new") for _ in range(2)]:
+            assert done.result() == tmp_path / "new"
+    assert len(server.asked) == 4, "one waited for the other"
     (tmp_path / downloads[0].name).unlink()
     with pytest.raises(UserError, match="--data PATH"):
         fetch_all("mnist", downloads, tmp_path, allowed=False)

@@ -8,8 +8,8 @@ import pytest
 
 from export.activations import ACTIVATIONS
 from export.exporters import EXPORTERS
-from export.plan import Wish, plan, plan_trained
-from export.rewrites import default
+from export.plan import BF16_OPSET, Wish, plan, plan_trained
+from export.rewrites import REWRITES, default
 from export.variant import Calibration, Variant, usual_rewrites, within
 from trainers.manifest import UserError
 
@@ -44,6 +44,16 @@ def test_nothing_that_needs_a_higher_opset_is_done_to_a_file_that_was_asked_for_
         plan(Wish(precisions=("bf16",), opset=17), has_gelu=False)
     assert all(variant.precision != "bf16" for variant in plan(Wish(all=True, opset=17), has_gelu=False))
     assert any(variant.precision == "bf16" for variant in plan(Wish(all=True), has_gelu=False))
+
+
+def test_the_plan_and_the_modules_agree_on_opsets() -> None:
+    """The plan imports neither onnx nor the modules that write with it."""
+    from export.precision import bf16
+    from export.rewrites import fuse_gelu, fuse_layernorm
+
+    assert bf16.FIRST_OPSET == BF16_OPSET
+    assert REWRITES["fuse-gelu"].opset == fuse_gelu.OPSET
+    assert REWRITES["fuse-layernorm"].opset == fuse_layernorm.OPSET
 
 
 def test_all_changes_one_factor_at_a_time() -> None:

@@ -40,16 +40,20 @@ def fetch_all(source: str, downloads: Sequence[Download], folder: Path, allowed:
     """
     for download in downloads:
         path = folder / download.name
-        if path.is_file() and path.stat().st_size == download.bytes:
+        if _is_there(path, download):
             continue
         if not allowed:
             raise UserError(
                 f"{source} has not been downloaded to {folder}; download it by training, or give --data PATH"
             )
         with _alone(folder):
-            if not path.is_file():  # another process may have been faster
+            if not _is_there(path, download):  # another process may have been faster
                 fetch(download, path)
     return folder / downloads[0].name if len(downloads) == 1 else folder
+
+
+def _is_there(path: Path, download: Download) -> bool:
+    return path.is_file() and path.stat().st_size == download.bytes
 
 
 @contextlib.contextmanager

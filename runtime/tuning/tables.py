@@ -79,7 +79,7 @@ def how(best: Best, folder: Path, artifacts: Path, factory: str | None) -> list[
     path = folder / best.file.path
     from_module = factory if path.suffix == ".safetensors" else None  # only PyTorch's engines run the user's code
     plain = next(folder.glob("*-torch-exact-fp32.safetensors"), None) if best.baseline == EAGER else None
-    files = [folder / best.file.path, *([plain] if plain else [])]
+    files = [path, *([plain] if plain else [])]
     engines = ",".join([best.backend, *(["eager"] if plain else [])])
     own = f" --model {shlex.quote(factory)}" if factory and plain else ""
     options = "".join(f" --option {key}={value}" for key, value in sorted(best.options.items()))
