@@ -72,7 +72,8 @@ def slower_than_float(report: Report, model: str) -> list[str]:
             continue
         times = row.median.value / fastest.median.value
         if row.median.low > fastest.median.high and times > 1 + report.floor(row):
-            said.append(f"{row.cell.artifact} is slower than {fastest.cell.artifact} in {row.cell.engine}: "
+            where = f" at batch {row.cell.batch}" if len(report.plan.batches) > 1 else ""
+            said.append(f"{row.cell.artifact} is slower than {fastest.cell.artifact} in {row.cell.engine}{where}: "
                         f"{times:.2f} times its time")  # fmt: skip
     return said
 
