@@ -1,4 +1,4 @@
-"""How long each command takes to answer `--help`, beside a bare Python start in the same run.
+"""How long commands take to answer `--help`, beside a bare Python start in the same run.
 
     python benchmarks/startup.py [--runs 10]
 

@@ -25,7 +25,7 @@ PYTHON = [sys.executable, "-m"]
 def ladder(model: str, flags: list[str], folder: Path) -> None:
     command = [*PYTHON, "trainers.ladder", model, *flags, "--artifacts", str(folder), "--json"]
     done = subprocess.run([*command, "--logs", str(folder / "logs")], stdout=subprocess.PIPE, text=True, check=True)
-    print(f"{model}: the best rung is {json.loads(done.stdout)['best_ratio']:.2f} times as fast as the first")
+    print(f"{model}: the best rung is {json.loads(done.stdout)['best_ratio']['value']:.2f} times as fast as the first")
 
 
 def accuracy(model: str, flags: list[str], folder: Path) -> None:

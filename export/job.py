@@ -160,7 +160,7 @@ def _decided(job: Job, variant: Variant, asked: Calibration) -> Calibration | No
 def find_made(job: Job, variant: Variant) -> Artifact | None:
     """The artifact on disk, if it is this variant of this checkpoint, judged on these images or on more, and undamaged.
 
-    Decided by records and hashes alone: no image is opened, no framework loaded.
+    Decided by records and hashes: no framework is loaded, and of the images at most the labels are read.
     """
     variant, job = complete(job, variant), job.judging(variant)
     if variant in job.made:

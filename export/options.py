@@ -38,7 +38,7 @@ examples:
   python -m export resnet18                         fp32 ONNX, verified on test images
   python -m export convnext --quantize              and static int8 for each engine of this machine
   python -m export convnext --quantize fp16 --gelu tanh --exporter both
-  python -m export convnext --all                   change one factor at a time: about 16 files
+  python -m export convnext --all                   change one factor at a time: about 19 files
   python -m export simplecnn --train --quantize     train a short checkpoint first if there is none
   python -m export torchvision:mobilenet_v3_small --quantize     published weights, or random ones
   python -m export nets.py:make --weights best.pt --input 3x160x96

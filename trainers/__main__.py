@@ -32,7 +32,7 @@ examples:
   python -m trainers simplecnn --qat                      fine-tune its checkpoint for int8: artifacts/simplecnn-qat
   torchrun --nproc-per-node 2 -m trainers resnet18        several processes, one for each GPU
 
-Ctrl-C loses nothing that was saved: --resume goes on from the last state (see --set save_every=STEPS).
+Ctrl-C saves the step it came in, and --resume goes on from there; a second Ctrl-C ends at once.
 """
 
 

@@ -19,7 +19,7 @@ examples:
   python -m runtime profile resnet18 --backend onnxruntime        its plain fp32 file
   python -m runtime profile resnet18-dynamo-exact-int8 --backend openvino --threads 1
   python -m runtime profile resnet18 --backend eager              Chrome trace and flame graph
-  python -m runtime profile resnet18 --backend onnxruntime --json > fp32.json
+  python -m runtime profile resnet18-dynamo-exact-fp32-rewritten --backend onnxruntime --json > fp32.json
   python -m export.sensitivity resnet18 --costs fp32.json
 
 Files go to artifacts/MODEL/profile. "of roof" is how near a layer is to the least time that this machine could take,

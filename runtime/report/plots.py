@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ from trainers.stats import Estimate
 WIDTH, HEIGHT = 100.0, 320.0
 SMALLEST, LARGEST = 5.0, 18.0  # radius of the smallest and the largest file
 ROW = 38  # height of one row of the distributions: its name, and its samples below
-COLOURS = 6  # of lines
+COLOURS = 6  # of lines; lines beyond are grey
 NEAR = 16  # pixels between two lines of text
 SHOWN = 240  # samples of a row that are drawn: order statistics, evenly spaced, the extremes among them
 
@@ -186,7 +187,7 @@ class Line:
     name: str
     strokes: list[Stroke]
     dots: list[tuple[float, float, str]]
-    color: int
+    color: int | None  # None: grey
 
 
 @dataclass(frozen=True)
@@ -197,20 +198,25 @@ class Sweep:
 
 
 def sweep(report: Report, rows: Sequence[Measurement]) -> Sweep | None:
-    """Time an image by batch size, a line an artifact and engine; None where there is one batch size."""
+    """Time an image by batch size, a line an artifact and engine; None where there is one batch size.
+
+    The fastest have colours and come last, so that they are drawn over the others.
+    """
     batches = sorted({row.cell.batch for row in rows})
     if len(batches) < 2:
         return None
     times = [1e3 * row.median.value / row.cell.batch for row in rows]
     x = Axis(batches[0] / 1.1, batches[-1] * 1.1, 0, WIDTH, log=True)
     y = _log_axis(times, HEIGHT, 0)
+    named: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    for row, time in sorted(zip(rows, times, strict=True), key=lambda one: one[0].cell.batch):
+        named[f"{row.cell.artifact} in {row.cell.engine}"].append((row.cell.batch, time))
     lines = []
-    for color, name in enumerate(dict.fromkeys(f"{row.cell.artifact} in {row.cell.engine}" for row in rows)):
-        own = sorted((row for row in rows if f"{row.cell.artifact} in {row.cell.engine}" == name),
-                     key=lambda row: row.cell.batch)  # fmt: skip
-        dots = [(x(row.cell.batch), y(per_image := 1e3 * row.median.value / row.cell.batch),
-                 f"{name}, batch {row.cell.batch}: {per_image:.3g} ms an image") for row in own]  # fmt: skip
-        lines.append(Line(name, _strokes([(a, b) for a, b, _ in dots]), dots, color % COLOURS))
+    fastest = sorted(named, key=lambda name: min(time for _, time in named[name]))
+    for rank, name in enumerate(fastest):
+        dots = [(x(batch), y(time), f"{name}, batch {batch}: {time:.3g} ms an image") for batch, time in named[name]]
+        lines.append(Line(name, _strokes([(a, b) for a, b, _ in dots]), dots, rank if rank < COLOURS else None))
+    lines.reverse()
     return Sweep(x, y, lines)
 
 
