@@ -99,7 +99,10 @@ def observe(
     from export.engines import each, session, share
 
     observed = {name: Observed() for name in tensors}
-    outputs = [output for name in tensors for output in _reduced(model, name, histograms)]
+    # ONNX Runtime begins with what leads to the last node. Were that the deepest activation, all the others would be
+    # computed on the way and held until their own turn to be reduced.
+    reduced = {name: tuple(_reduced(model, name, histograms)) for name in reversed(tensors)}
+    outputs = [output for name in tensors for output in reduced[name]]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "observed.onnx"
         onnx.save(model, path)
