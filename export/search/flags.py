@@ -37,8 +37,8 @@ def add_costs(parser: argparse._ActionsContainer) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a profile of the fp32 file that int8 is made of (the rewritten one where a rewrite matched); twice: and one of "
-        "the int8 file (default: estimates by FLOPs and bytes)",
+        help="a profile of the fp32 file that int8 is made of (the rewritten one where a rewrite matched); twice: and "
+        "one of the int8 file (default: estimates by FLOPs and bytes)",
     )
 
 
