@@ -79,7 +79,7 @@ def start(arguments: argparse.Namespace) -> Job:
 
 def _checkpoint(arguments: argparse.Namespace) -> tuple[Checkpoint, Path]:
     """The checkpoint and the folder it lies in; trained or adopted first where asked."""
-    typed = (text for text in (arguments.model, arguments.factory) if text and external.is_file(text))
+    typed = (text for text in (arguments.model, arguments.factory) if text and ":" in text)
     allowed = [external.allow(text) for text in typed]
     if arguments.checkpoint is not None:
         path = arguments.checkpoint.with_suffix(".json")
@@ -93,7 +93,8 @@ def _checkpoint(arguments: argparse.Namespace) -> tuple[Checkpoint, Path]:
         path = arguments.artifacts / folder_name(arguments.name or arguments.model) / f"{NAME}.json"
         checkpoint = _in_folder(arguments, path)
     if allowed and checkpoint.model not in allowed:
-        raise UserError(f"{path} is a {checkpoint.model}, not a {allowed[-1]}; name the file that it was trained from")
+        raise UserError(f"{path} is a {checkpoint.model}, not a {allowed[-1]}; name the model that it was made of, "
+                        "or give --name for another folder")  # fmt: skip
     external.check_allowed(checkpoint.model)  # a model that must not be run here is refused before any work
     return checkpoint, path.parent
 
@@ -111,10 +112,12 @@ def _in_folder(arguments: argparse.Namespace, path: Path) -> Checkpoint:
     name = found.model if found is not None and ":" not in arguments.model else arguments.model
     if ":" not in name:
         cli.choose(name, models.names(), "model")
+    name = external.allow(name) if ":" in arguments.model else name
+    known = found.input_shape if found is not None and found.model == name else None
     request = Request(
-        name=external.allow(name) if ":" in arguments.model else name,
+        name=name,
         weights=arguments.weights,
-        input_shape=arguments.input,
+        input_shape=arguments.input or known,
         images=arguments.calibration_data,
         cache=arguments.cache,
     )
@@ -129,8 +132,10 @@ def _serves(found: Checkpoint, arguments: argparse.Namespace, path: Path) -> boo
             raise UserError(f"{path} was trained on images {_text(found.input_shape)}; leave --input out, or give "
                             "--name for another folder")  # fmt: skip
         return arguments.weights is None
-    if not same_shape or external.is_file(found.model):  # the user's file may have changed
+    if not same_shape or (":" in arguments.model and found.model != external.allow(arguments.model)):
         return False
+    if external.is_file(found.model):  # the user's file may have changed, and with it what it makes by itself
+        return arguments.weights is None and found.provenance == "file"
     if arguments.weights in (None, found.provenance):
         if found.provenance == "random":
             print(f"warning: {found.model} has random weights, so no accuracy is measured; --weights pretrained|FILE "

@@ -533,6 +533,17 @@ def test_constants_are_folded_and_what_does_nothing_goes() -> None:
     assert len(after.graph.initializer) == 1
 
 
+@pytest.mark.parametrize(
+    ("operator", "value", "matched"),
+    [("Add", 1e-8, 0), ("Sub", 1e-8, 0), ("Mul", 1 + 1e-6, 0), ("Div", 1 + 1e-6, 0),
+     ("Add", 0, 1), ("Sub", 0, 1), ("Mul", 1, 1), ("Div", 1, 1)],
+)  # fmt: skip
+def test_only_what_does_exactly_nothing_goes(operator: str, value: float, matched: int) -> None:
+    """Without the little that is added below a division, zeros become NaN."""
+    before = graph(f"g (float[N,4] x) => (float[N,4] y) {{ s = {operator}(x, c) y = Relu(s) }}", c=np.float32(value))
+    assert rewritten(before, "fold-constants")[1] == matched
+
+
 def test_quantized_weights_stay_quantized() -> None:
     before = graph(
         """g (float[N,4,3,3] x) => (y) {

@@ -75,6 +75,27 @@ class Normed(nn.Module):
         x = self.norm(self.wide(self.stem(images)))
         y = self.project(torch.nn.functional.gelu(self.expand(x)))
         return self.classes(self.head(self.second(self.narrow(y))).mean((2, 3)))
+
+class Long(nn.Module):
+    """A long product of few channels whose result is a float map of several pixels, and so in blocks."""
+
+    def __init__(self, num_classes=9, input_shape=(3, 19, 23)):
+        super().__init__()
+        self.stem, self.few = nn.Conv2d(input_shape[0], 1024, 3, stride=4), nn.Conv2d(1024, 24, 1)
+        self.norm, self.head = nn.LayerNorm([24, 5, 6]), nn.Conv2d(24, num_classes, 3)
+
+    def forward(self, images):
+        return self.head(self.norm(self.few(torch.relu(self.stem(images))))).mean((2, 3))
+
+class Early(nn.Module):
+    """A norm of the image itself."""
+
+    def __init__(self, num_classes=9, input_shape=(3, 19, 23)):
+        super().__init__()
+        self.norm, self.head = nn.LayerNorm(list(input_shape)), nn.Conv2d(input_shape[0], num_classes, 3)
+
+    def forward(self, images):
+        return self.head(self.norm(images)).mean((2, 3))
 '''
 
 
@@ -85,7 +106,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         random_checkpoint(folder, model, **changes)
         succeed("export", model, *QUANTIZED, "--target", "cpu", "--artifacts", folder)
     (folder / "odd.py").write_text(ODD)
-    for name in ("Odd", "Normed"):
+    for name in ("Odd", "Normed", "Long", "Early"):
         succeed("export", f"{folder}/odd.py:{name}", *QUANTIZED, "--target", "cpu", "--input", "3x19x23", "--name",
                 name.lower(), "--artifacts", folder)  # fmt: skip
     return folder
@@ -122,7 +143,7 @@ def test_the_same_fields_in_both_languages() -> None:
 @needs_kernels
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("batch", [1, 4])
-@pytest.mark.parametrize("model", [*MODELS, "odd", "normed"])
+@pytest.mark.parametrize("model", [*MODELS, "odd", "normed", "long"])
 def test_it_computes_what_onnxruntime_computes(made: Path, model: str, batch: int, threads: int) -> None:
     """Where all is integers, most logits to the last bit; a scaled sum may be rounded to the other side."""
     found = int8(made, model)
@@ -130,7 +151,7 @@ def test_it_computes_what_onnxruntime_computes(made: Path, model: str, batch: in
     (expected,) = onnxruntime.InferenceSession(found.path).run(None, {"images": x})
     got = logits(found, x, threads)
     assert np.ptp(expected) > 0
-    if model in ("convnext", "normed"):
+    if model in ("convnext", "normed", "long"):
         cosine = (got * expected).sum() / np.sqrt((got**2).sum() * (expected**2).sum())
         assert cosine > 0.999
     else:
@@ -181,6 +202,12 @@ def test_it_is_for_int8_files_of_the_cpu_alone(made: Path) -> None:
     plain = next(one for one in found if one.name.endswith("fp32"))
     with pytest.raises(BackendError, match=r"is not quantized|no kernel for"):
         lower(plain.path)
+
+
+@needs_kernels
+def test_what_reads_the_image_without_quantizing_it_is_refused(made: Path) -> None:
+    with pytest.raises(BackendError, match="only the first step, which quantizes, may read the image"):
+        lower(int8(made, "early").path)
 
 
 @needs_kernels

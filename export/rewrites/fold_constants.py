@@ -8,30 +8,42 @@ Weights behind QuantizeLinear and DequantizeLinear stay quantized.
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
-from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter import RewritePass, RewriteRule, pattern
 from onnxscript.rewriter.rules.common import (
-    add_0_rule,
     cast_cast_rule,
-    div_by_1_rule,
     dropout_inference_rule,
     dropout_zero_rule,
-    mul_by_1_rule,
     no_op_cast_rule,
     no_op_expand_rule,
     no_op_transpose_rule,
     reshape_reshape_rule,
-    sub_0_rule,
     transpose_transpose_rule,
 )
 
+
+def _neutral(operator: str, value: float) -> RewriteRule:
+    """`x operator value` as x. The library's own rules take 1e-8 for 0, which stands below many a division."""
+    constant = pattern.Constant(value, rel_tol=0.0, abs_tol=0.0)
+
+    def match(op: Any, x: Any) -> Any:
+        return getattr(op, operator)(x, constant)
+
+    def replacement(op: Any, x: Any, **_: Any) -> Any:
+        return op.Identity(x)
+
+    return RewriteRule(match, replacement)
+
+
 RULES = [
-    *mul_by_1_rule.commute(),
-    *add_0_rule.commute(),
-    sub_0_rule,
-    div_by_1_rule,
+    *_neutral("Mul", 1.0).commute(),
+    *_neutral("Add", 0.0).commute(),
+    _neutral("Sub", 0.0),
+    _neutral("Div", 1.0),
     dropout_zero_rule,
     dropout_inference_rule,
     no_op_cast_rule,

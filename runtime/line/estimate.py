@@ -42,7 +42,7 @@ def _pace(model: str, wish: Wish) -> Pace | None:
     from trainers import external
     from trainers.estimate import pace
 
-    with contextlib.suppress(UserError):  # training itself says what is wrong
+    with contextlib.suppress(Exception):  # of a model of the user's own any; training itself says what is wrong
         name = external.allow(model)
         return pace(name, wish.data or "synthetic", wish.recipe, wish.device, cache=wish.cache, shape=wish.shape)
     return None

@@ -160,8 +160,12 @@ class _Layout:
         depth = -(-taps.shape[2] // 4) * 4
         scales = source.scale * step.weight_scales.astype(np.float64)
         shift = step.weights.astype(np.int64).sum(axis=(1, 2, 3)) * source.zero
-        alone = taps.shape[1] == 1 and count <= FEW and depth >= 16 * PANEL
         added = step.added
+        # PRODUCT's groups of five channels would cross from one block of a float map to the next.
+        joined = count <= LANES or all(
+            not one.wide or self._strides(one)[1] == LANES for one in (target, added) if one is not None
+        )
+        alone = taps.shape[1] == 1 and count <= FEW and depth >= 16 * PANEL and joined
         fields: dict[str, Any] = {}
         if added is not None:
             fields = {"added": 2 if added.wide else 1, "residual": self._address(added), "residual_scale": added.scale,

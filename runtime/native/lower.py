@@ -104,6 +104,10 @@ class _Lowering(QuantizedGraph):
         return height, width
 
     def _step(self, step: Step, *names: str) -> None:
+        image = self.maps[self.graph.input[0].name]
+        if step.source is image and (self.steps or not isinstance(step, Quantize)):
+            raise BackendError(f"it has no kernel for {step.names[0]}: only the first step, which quantizes, may read "
+                               "the image")  # fmt: skip
         self.steps.append(step)
         for name in names:
             self.maps[name] = step.target
@@ -217,6 +221,8 @@ class _Lowering(QuantizedGraph):
         shape = (step.target.channels, step.target.height, step.target.width)
         if other is None or (other.channels, other.height, other.width) != shape:
             raise BackendError(f"it has no kernel for Add {node.output[0]}: its addends differ in shape")
+        if other is self.maps[self.graph.input[0].name]:
+            raise BackendError(f"it has no kernel for Add {node.output[0]}: it adds the image")
         step.added, step.names = other, (*step.names, node.name)
         self.operators["Add"]["fp32"] += 1
         self._store(step, node.output[0])
@@ -291,8 +297,10 @@ class _Lowering(QuantizedGraph):
         attributes, source = attributes_of(node), self._map(node)
         padding = tuple(attributes.get("pads", (0, 0, 0, 0)))
         plain = attributes.get("ceil_mode", 0) == 0 and set(attributes.get("dilations", (1, 1))) == {1}
+        plain = plain and attributes.get("auto_pad", "NOTSET") == "NOTSET"
         if source.wide or not plain or (any(padding) and source.zero):
-            raise BackendError(f"it has no kernel for MaxPool {node.output[0]}: floats, ceil_mode, or negative values")
+            raise BackendError(f"it has no kernel for MaxPool {node.output[0]}: floats, ceil_mode, auto_pad, or "
+                               "negative values")  # fmt: skip
         window = Window(kernel=tuple(attributes["kernel_shape"]), stride=tuple(attributes.get("strides", (1, 1))),
                         padding=padding)  # fmt: skip
         height, width = self._over(source, window, node)
@@ -301,8 +309,14 @@ class _Lowering(QuantizedGraph):
         self.operators[node.op_type]["int8"] += 1
         self._step(step, node.output[0])
 
+    def _axes(self, node: onnx.NodeProto) -> tuple[int, ...]:
+        """Of a ReduceMean: an attribute below opset 18, an input from there on; none are all of them."""
+        if len(node.input) > 1 and node.input[1]:
+            return tuple(self.constants[node.input[1]].tolist())
+        return tuple(attributes_of(node).get("axes", ()))
+
     def _mean(self, node: onnx.NodeProto) -> None:
-        axes = tuple(self.constants[node.input[1]].tolist()) if len(node.input) > 1 else (2, 3)
+        axes = (2, 3) if node.op_type == "GlobalAveragePool" else self._axes(node)
         if sorted(axis % 4 for axis in axes) != [2, 3]:
             raise BackendError(f"it has no kernel for {node.op_type} {node.output[0]} over axes {axes}")
         source = self._map(node)
