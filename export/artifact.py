@@ -92,7 +92,7 @@ class Artifact(Record, frozen=True, kw_only=True):
     environment: Environment
     choice: Choice | None = None  # how its exporter was chosen, where none was named
     metamorphic: Metamorphic | None = None  # what must hold whatever the model is; None for the torch artifact
-    code: str | None = None  # sha256 of the file of the user's own model, which no weights tell of
+    code: str | None = None  # sha256 of what no weights' file tells of: see Job.code
     reproduced: str | None = None  # SAME, or what differed, when it was made twice
 
     @property

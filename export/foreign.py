@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trainers.manifest import Struct, UserError
+from trainers.manifest import Struct, UserError, sha256
 from trainers.spec import Preprocess
 
 if TYPE_CHECKING:
@@ -36,10 +37,17 @@ class ModelFile(Struct, frozen=True, kw_only=True):
     parameters: int
     preprocess: Preprocess | None  # these two as its metadata say, if it was exported here
     classes: tuple[str, ...] | None
+    data: tuple[str, ...] = ()  # the files beside it that hold weights
 
     @property
     def path(self) -> Path:
         return Path(self.file)
+
+    @property
+    def data_sha256(self) -> str | None:
+        """A digest of the weights that lie beside the file; None where there are none."""
+        digest = hashlib.sha256("".join(sha256(self.path.parent / name) for name in self.data).encode())
+        return digest.hexdigest() if self.data else None
 
 
 def read(path: Path, shape: tuple[int, int, int] | None) -> ModelFile:
@@ -89,7 +97,7 @@ def describe(path: Path, shape: tuple[int, ...] | None) -> ModelFile:
         file=str(path), batch=batch, input_shape=image, parameters=parameters, num_classes=_run(path, batch, image),
         opset=next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1),
         preprocess=_said(metadata.get("preprocess"), Preprocess),
-        classes=_said(metadata.get("classes"), tuple[str, ...]),
+        classes=_said(metadata.get("classes"), tuple[str, ...]), data=tuple(sorted(_locations(model))),
     )  # fmt: skip
 
 
@@ -218,14 +226,17 @@ def _text(shape: Any) -> str:
     return "x".join("?" if size is None else str(size) for size in shape)
 
 
-def _stays_home(model: onnx.ModelProto, path: Path) -> None:
-    """External data may lie only in the model's own folder or below."""
+def _locations(model: onnx.ModelProto) -> set[str]:
+    """Of external data, from the model's folder."""
     from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
+    return {entry.value for tensor in _get_all_tensors(model) if uses_external_data(tensor)
+            for entry in tensor.external_data if entry.key == "location"}  # fmt: skip
+
+
+def _stays_home(model: onnx.ModelProto, path: Path) -> None:
+    """External data may lie only in the model's own folder or below."""
     home = path.resolve().parent
-    for tensor in _get_all_tensors(model):
-        if not uses_external_data(tensor):
-            continue
-        location = next(entry.value for entry in tensor.external_data if entry.key == "location")
+    for location in sorted(_locations(model)):
         if not (home / location).resolve().is_relative_to(home):
             raise UserError(f"{path}: its weights lie outside its folder ({location}); {AGAIN}")

@@ -68,8 +68,9 @@ class Job:
 
     @cached_property
     def code(self) -> str | None:
-        """The sha256 of the file of the user's own model; None for other models."""
-        return None if self.file is not None else external.fingerprint(self.checkpoint.model)
+        """The sha256 of what belongs to the weights' file and can change beside it, if anything does: the file of the
+        user's own model, the external data of an ONNX file."""
+        return self.file.data_sha256 if self.file is not None else external.fingerprint(self.checkpoint.model)
 
     @cached_property
     def origin(self) -> Checkpoint:

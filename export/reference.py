@@ -142,7 +142,7 @@ def file_logits(file: ModelFile, sha256: str, folder: Path, verification: Verifi
 
     return _kept(
         folder,
-        f"{sha256} {parity.engine()} {verification.key}",
+        " ".join(filter(None, (sha256, file.data_sha256, parity.engine(), verification.key))),
         lambda: parity.run(engines.load(file.path), images(verification, title=file.path.name), file.batch)[0],
     )
 

@@ -346,6 +346,24 @@ def test_weights_outside_the_files_folder_are_refused(tmp_path: Path) -> None:
         foreign.describe(path, None)
 
 
+@pytest.mark.slow
+def test_other_weights_beside_the_same_graph_are_another_model(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "apart.onnx"
+    model = onnx.load(made / "simplecnn" / "simplecnn-dynamo-exact-fp32.onnx")
+    onnx.save(model, path, save_as_external_data=True, location="apart.bin")
+    command = ("export", path, "--verify-images", 8, "--artifacts", tmp_path / "artifacts")
+
+    def hashes() -> list[str]:
+        succeed(*command)
+        return [found.record.file.sha256 for found in find(tmp_path / "artifacts" / "apart") if found.record]
+
+    first = hashes()
+    assert hashes() == first
+    apart = tmp_path / "apart.bin"
+    apart.write_bytes((0.9 * np.frombuffer(apart.read_bytes(), np.float32)).tobytes())
+    assert hashes() != first
+
+
 def test_a_file_that_takes_all_memory_ends_its_reader_alone(tmp_path: Path) -> None:
     shape = numpy_helper.from_array(np.array([1 << 19, 1 << 19], np.int64), "s")
     nodes = [
