@@ -15,7 +15,7 @@ from checkpoints import random_checkpoint
 from commands import expect_refusal, succeed
 from onnx import TensorProto, helper, numpy_helper
 
-from export import foreign, images
+from export import foreign, images, options, starting
 from export.adopt import Request, adopt
 from export.artifact import Artifact, find
 from export.plan import Wish, plan_file
@@ -172,17 +172,16 @@ def test_weights_of_a_file_say_how_many_classes_there_are(nets: Path, tmp_path: 
     assert torch.equal(load_model(record, tmp_path / "net").fc.weight, module.fc.weight)
 
 
-@pytest.mark.slow
 def test_weights_once_given_stay(nets: Path, tmp_path: Path) -> None:
     module = models.get(external.allow(f"{nets}:Net")).build(num_classes=7, input_shape=(3, 20, 12))
     torch.save(module.state_dict(), tmp_path / "seven.pt")
-    flags = ("--verify-images", 8, "--artifacts", tmp_path)
-    succeed("export", f"{nets}:Net", "--weights", tmp_path / "seven.pt", "--input", "3x20x12", *flags)
-    before = Checkpoint.load(tmp_path / "Net" / "checkpoint.json")
-    succeed("export", f"{nets}:Net", *flags)  # as `run` and `tune` do
-    assert Checkpoint.load(tmp_path / "Net" / "checkpoint.json") == before
-    succeed("export", f"{nets}:own", "--name", "Net", *flags)
-    assert Checkpoint.load(tmp_path / "Net" / "checkpoint.json").model.endswith(":own"), "another model is another"
+
+    def started(model: str, **flags: object) -> Checkpoint:
+        return starting.start(options.arguments_of(f"{nets}:{model}", artifacts=tmp_path, **flags)).checkpoint
+
+    before = started("Net", weights=tmp_path / "seven.pt", input="3x20x12")
+    assert started("Net") == before  # as `run` and `tune` do
+    assert started("own", name="Net").model.endswith(":own"), "another model is another"
 
 
 def test_published_weights_come_from_the_librarys_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
