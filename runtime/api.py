@@ -80,16 +80,17 @@ def best(
     where = ("cuda" if backends.gpu() else "cpu") if choose(device, DEVICES, "device") == "auto" else device
     tuned = _recommended(home, where, batch, max_drop)
     if tuned is not None:
-        return load(home / tuned.file.path, backend=tuned.backend, device=where, threads=tuned.question.threads,
-                    batch=batch, factory=factory, **tuned.options)  # fmt: skip
+        threads = _at_most(tuned.question.threads)
+        return load(home / tuned.file.path, backend=tuned.backend, device=where, threads=threads, batch=batch,
+                    factory=factory, **tuned.options)  # fmt: skip
     bench = f"python -m runtime bench {name} --device {where} --batch {batch} --artifacts {folder}"
     report = fastest.newest(folder, home.resolve().name, where)
     if report is None:
         raise UserError(f"{folder / saved.FOLDER} has no report of {name} on this machine's {where}; make one: {bench}")
     for row, path in fastest.rows(report, home, batch, max_drop):
         cell = row.cell
-        return load(path, backend=cell.backend, device=cell.device, threads=cell.threads, batch=batch, factory=factory,
-                    **cell.options)  # fmt: skip
+        return load(path, backend=cell.backend, device=cell.device, threads=_at_most(cell.threads), batch=batch,
+                    factory=factory, **cell.options)  # fmt: skip
     raise UserError(f"the report of {report.environment.time} has no verified row of {name} at batch {batch} within "
                     f"{max_drop:g} points of top-1 whose file is still the same; allow more, or: {bench}")  # fmt: skip
 
@@ -139,6 +140,11 @@ def _device(asked: str, name: str, engine: Backend) -> str:
     if reason := engine.unusable(asked):
         raise UserError(f"{name} on {asked}: {reason}; mend that, or choose another backend= or device=")
     return asked
+
+
+def _at_most(measured: int) -> int:
+    """The threads that something was measured with, or all that this process may use where those are fewer."""
+    return min(measured, usable_threads())
 
 
 def _threads(asked: int | None) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from export.images import stored_shape
 from export.pixels import normalise
-from trainers.encoded import fitted, read_image
+from trainers.encoded import fit, read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,7 +24,7 @@ def prepared(image: str | Path | Image, record: Artifact) -> np.ndarray:
     assert channels is not None, "only the batch size of an artifact is free"
     _, height, width = stored_shape(channels, record.preprocess)
     shape = height, width, channels
-    picture = read_image(Path(image), shape) if isinstance(image, str | Path) else fitted(image, shape)
+    picture = read_image(Path(image), shape) if isinstance(image, str | Path) else fit(image, shape)
     rows, columns = record.preprocess.size
     top, left = (height - rows) // 2, (width - columns) // 2
     pixels = picture[top : top + rows, left : left + columns].transpose(2, 0, 1)[None]

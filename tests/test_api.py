@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -344,6 +345,12 @@ def test_a_picture_of_another_size_is_scaled_and_what_is_none_is_refused(model: 
         with pytest.raises(UserError, match=name) as found:
             model.predict(tmp_path / name)
         said(found)
+    Image.effect_noise((64, 64), 80).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with Image.open(tmp_path / "cut.png") as lazy, pytest.raises(UserError, match=r"cut\.png") as found:
+        model.predict(lazy)
+    said(found)
 
 
 def test_the_best_is_the_reports_fastest_row_with_its_settings(
@@ -357,6 +364,17 @@ def test_the_best_is_the_reports_fastest_row_with_its_settings(
         assert model(reference.images).shape == reference.logits.shape
         if model.backend == "onnxruntime":
             assert model.attested["graph"] == "basic"
+
+
+def test_the_best_runs_where_fewer_cores_may_be_used_than_were(benched: Path, reference: Reference) -> None:
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(usable)})
+    try:
+        with best("simplecnn", max_drop=100.0, device="cpu", artifacts=benched) as model:
+            assert model(reference.images).shape == reference.logits.shape
+            assert "1 threads" in repr(model)
+    finally:
+        os.sched_setaffinity(0, usable)
 
 
 def test_the_best_keeps_within_the_drop_and_to_files_that_are_as_measured(benched: Path, report: Report) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from checkpoints import random_checkpoint
 from commands import expect_refusal, lines_of, on_a_terminal, run, succeed, wait_until_alone
@@ -64,6 +65,13 @@ def test_a_checkpoint_of_other_data_is_not_taken_for_the_one_asked_for(tmp_path:
     succeed("trainers", "simplecnn", "--steps", 2, "--artifacts", tmp_path)
     expect_refusal("runtime", "run", "simplecnn", "--data", tmp_path, "--artifacts", tmp_path,
                    says="was trained on synthetic; leave --data out")  # fmt: skip
+
+
+def test_weights_from_elsewhere_are_not_taken_for_trained_on_the_data_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "simplecnn" / "checkpoint.json"
+    msgspec.structs.replace(random_checkpoint(tmp_path, "simplecnn"), provenance="pretrained").save(path)
+    expect_refusal("runtime", "run", "simplecnn", "--data", "synthetic", "--dry-run", "--artifacts", tmp_path,
+                   says="holds weights that were not trained here (pretrained); leave --data out")  # fmt: skip
 
 
 @pytest.mark.slow

@@ -199,6 +199,8 @@ def test_what_cannot_be_kept_is_a_failed_check(
         (("simplecnnn",), "simplecnn"),
         (("simplecnn", "--engines", "onnxruntim"), "did you mean onnxruntime"),
         (("simplecnn", "--engines", "tensorrt"), "no engine to search in"),
+        (("simplecnn", "--engines", "eager"), "name one more to search in"),
+        (("simplecnn", "--engines", "null"), "null: computes nothing"),
         (("simplecnn", "--budget", "soon"), "not a time such as 90s"),
         (("simplecnn", "--threads", "4096"), "give at most as many"),
     ],

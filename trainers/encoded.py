@@ -77,6 +77,14 @@ def read_image(path: Path, shape: Shape) -> Pixels:
         raise Unreadable(str(path), _reason(error), 1) from None
 
 
+def fit(image: Picture, shape: Shape) -> Pixels:
+    """`fitted`, of which a lazily opened file may turn out broken. Raises Unreadable."""
+    try:
+        return fitted(image, shape)
+    except BAD as error:
+        raise Unreadable(str(getattr(image, "filename", "") or "the image"), _reason(error), 1) from None
+
+
 def is_image(name: str) -> bool:
     """Whether a file's name is an image's; hidden files and archivers' own are not."""
     hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))

@@ -109,14 +109,15 @@ def run(arguments: argparse.Namespace) -> int:
         return cli.FAILED
     found = best.record(search, report, winner, saved)
     found.save(best.path(job.folder))
-    lines = [tables.recommendation(found), *tables.how(found, job.folder, arguments.artifacts, _factory(arguments)),
-             f"report: {saved}"]  # fmt: skip
-    if arguments.bundle is not None:
-        lines += _bundle(arguments.bundle, found, job.folder)
     if arguments.json:
         cli.emit(found.to_document())
-    for line in [*lines, f"OK: {best.path(job.folder)}"]:
+    lines = [tables.recommendation(found), *tables.how(found, job.folder, arguments.artifacts, _factory(arguments)),
+             f"report: {saved}"]  # fmt: skip
+    for line in lines:
         shown.print(line, markup=False)
+    for line in _bundle(arguments.bundle, found, job.folder) if arguments.bundle is not None else ():
+        shown.print(line, markup=False)  # after the answer, which a winner that cannot be bundled does not take away
+    shown.print(f"OK: {best.path(job.folder)}", markup=False)
     return cli.OK
 
 
@@ -153,7 +154,7 @@ def question_of(arguments: argparse.Namespace, model: str, environment: Environm
     from runtime import backends
     from runtime.commands.bench import pick_device
     from runtime.tuning import space
-    from runtime.tuning.question import Question
+    from runtime.tuning.question import BASELINE, Question
 
     device, threads = pick_device(arguments.device, environment), arguments.threads or environment.threads
     if threads > environment.threads:
@@ -161,8 +162,11 @@ def question_of(arguments: argparse.Namespace, model: str, environment: Environm
     typed = arguments.engines.split(",") if arguments.engines else None
     named = [cli.choose(name.strip(), backends.names(), "engine") for name in typed] if typed else None
     engines = space.engines(device, named)
+    if engines == [BASELINE]:
+        raise UserError(f"--engines {BASELINE}: it is what the others are compared with; name one more to search in")
     if not engines:
-        reasons = "; ".join(f"{name}: {backends.get(name).unusable(device)}" for name in named or ())
+        reasons = "; ".join(f"{name}: {backends.get(name).unusable(device) or 'computes nothing'}"
+                            for name in named or ())  # fmt: skip
         raise UserError(f"no engine to search in ({reasons}); see python -m runtime backends")
     return Question(
         model=model, device=device, batch=arguments.batch, threads=threads, engines=tuple(engines),

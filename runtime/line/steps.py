@@ -69,17 +69,22 @@ def _described(model: str, found: Checkpoint, wish: Wish) -> str:
     if external.is_file(found.model) and not external.is_file(model):
         raise UserError(f"{wish.artifacts / folder_name(model)} holds a model of your own code, which a record never "
                         f"runs; in place of {model} give PATH/{found.model}")  # fmt: skip
-    named = wish.data.partition(":")[0] if wish.data else None
-    if wish.data is not None and found.provenance == "trained":
-        same = (found.data.name == named and found.data.path is None if named in sources.names()
-                else found.data.path == str(Path(wish.data).expanduser().resolve()))  # fmt: skip
-        if not same:
-            raise UserError(
-                f"{wish.artifacts / folder_name(model)} was trained on {found.data.path or found.data.name}; leave "
-                f"--data out, or train it anew with: python -m trainers {model} --data {wish.data}"
-            )
+    if wish.data is not None and not _is_trained_on(wish.data, found):
+        holds = (f"was trained on {found.data.path or found.data.name}" if found.provenance == "trained"
+                 else f"holds weights that were not trained here ({found.provenance})")  # fmt: skip
+        raise UserError(f"{wish.artifacts / folder_name(model)} {holds}; leave --data out, or train it anew with: "
+                        f"python -m trainers {model} --data {wish.data}")  # fmt: skip
     top1 = f", top-1 {found.metrics.top1:.2f}%" if found.metrics else ""
     return f"checkpoint {found.weights.sha256[:8]} on {found.data.name}{top1}"
+
+
+def _is_trained_on(data: str, found: Checkpoint) -> bool:
+    """Whether the checkpoint comes of a training on what `--data` names."""
+    if found.provenance != "trained":
+        return False
+    if (name := data.partition(":")[0]) in sources.names():
+        return found.data.name == name and found.data.path is None
+    return found.data.path == str(Path(data).expanduser().resolve())
 
 
 def _export(model: str, wish: Wish) -> Step:

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <exception>
 #include <thread>
 #include <vector>
 #include <sched.h>
@@ -39,14 +40,15 @@ constexpr int IDLE_YIELDS = 20000;  // then a thread sleeps until the next run
 class Team {
   public:
     explicit Team(int threads) : threads_(threads) {
-        for (int t = 1; t < threads; t++) workers_.emplace_back([this, t] { work(t); });
+        try {
+            for (int t = 1; t < threads; t++) workers_.emplace_back([this, t] { work(t); });
+        } catch (...) {  // the system gives no more threads
+            stop();
+            throw;
+        }
     }
 
-    ~Team() {
-        ops_ = nullptr;
-        start();
-        for (auto& worker : workers_) worker.join();
-    }
+    ~Team() { stop(); }
 
     void run(const Op* ops, int count, int64_t* nanoseconds) {
         ops_ = ops, count_ = count;
@@ -55,6 +57,12 @@ class Team {
     }
 
   private:
+    void stop() {
+        ops_ = nullptr;
+        start();
+        for (auto& worker : workers_) worker.join();
+    }
+
     void start() {
         generation_.fetch_add(1);  // before the look at who sleeps: one falling asleep now sees it or is seen
         if (sleeping_.load()) generation_.notify_all();
@@ -112,7 +120,13 @@ class Team {
 extern "C" {
 
 int native_size_of_op() { return sizeof(Op); }
-Team* native_open(int threads) { return new Team(threads); }
+Team* native_open(int threads) {  // null where the threads cannot be had
+    try {
+        return new Team(threads);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
 void native_run(Team* team, const Op* ops, int count, int64_t* nanoseconds) { team->run(ops, count, nanoseconds); }
 void native_close(Team* team) { delete team; }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from runtime.backend import BackendError
 from runtime.native.library import Op
 
 ALIGNED = 64
@@ -43,8 +45,10 @@ class Program:
         place, channels, row = image.logits
         logits = self._memory[place : place + 4 * row * image.batch].view(np.float32)
         self.logits = logits.reshape(image.batch, row)[:, :channels]
-        self._kernels = kernels
         self._team: Any = kernels.native_open(self.threads)
+        if not self._team:
+            raise BackendError(f"the system gives no {self.threads} threads; ask for fewer")
+        self._close = weakref.finalize(self, kernels.native_close, self._team)  # a team forgotten would wait for ever
         self._call = (self._team, self._ops.ctypes.data, len(self._ops), ctypes.POINTER(ctypes.c_int64)())
         self._run = kernels.native_run
 
@@ -63,6 +67,4 @@ class Program:
         return [float(time) / 1e9 for time in times]
 
     def close(self) -> None:
-        if self._team:
-            self._kernels.native_close(self._team)
-            self._team = None
+        self._close()

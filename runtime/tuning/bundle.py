@@ -87,7 +87,8 @@ def _settings(best: Best, found: Found) -> dict[str, Any]:
     if best.backend == "openvino":
         return openvino.settings(openvino.arithmetic(found, options), threads, {**options, "cache": "off"})
     precision = providers.precision(found)
-    name, set_to = providers.own(best.question.device, options)
+    # A graph of CUDA replays on buffers that were bound to it, which a plain call has not.
+    name, set_to = providers.own(best.question.device, {**options, "cudagraph": "off"})
     return {
         "threads": backends.cores(threads, options), "graph": providers.LEVELS[options.get("graph", precision.graph)],
         "spinning": "0" if options.get("spinning") == "off" else "1", "disabled": list(precision.disabled),

@@ -9,6 +9,8 @@ import msgspec
 from runtime.tuning.metrics import METRICS
 from trainers.manifest import Struct
 
+BASELINE = "eager"  # what the last race compares with; it takes part in no other
+
 
 class Question(Struct, frozen=True, kw_only=True):
     """Limits are on top of the metric: the smallest file below a latency, the fastest below a size."""

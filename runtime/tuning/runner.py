@@ -37,9 +37,14 @@ def onnxruntime(path: str, batch: int, settings: dict[str, Any]) -> Infer:
     options.intra_op_num_threads, options.inter_op_num_threads = settings["threads"], 1
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, settings["graph"])
     options.add_session_config_entry("session.intra_op.allow_spinning", settings["spinning"])
+    provider = settings["providers"][0][0]
+    if provider == "CUDAExecutionProvider":
+        onnxruntime.preload_dlls()  # of CUDA and cuDNN, where pip has installed them
     session = onnxruntime.InferenceSession(
         path, options, providers=list(map(tuple, settings["providers"])), disabled_optimizers=settings["disabled"]
     )
+    if provider not in session.get_providers():
+        sys.exit(f"{provider}, which was measured, does not load here; see what its session said above")
     name = session.get_inputs()[0].name
     kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
     kind = kinds[session.get_inputs()[0].type]
@@ -78,6 +83,8 @@ def native(path: str, batch: int, settings: dict[str, Any]) -> Infer:
     place, channels, row = settings["logits"]
     logits = memory[place : place + 4 * row * batch].view(np.float32).reshape(batch, row)[:, :channels]
     team, source = kernels.native_open(settings["threads"]), settings["input"]
+    if not team:
+        sys.exit(f"the system gives no {settings['threads']} threads")
 
     def infer(images: np.ndarray) -> np.ndarray:
         read = np.ascontiguousarray(images, np.float32)
@@ -120,7 +127,7 @@ def main() -> None:
     for path in arguments.pictures:
         try:
             image = prepared(path, model["prepare"])
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             sys.exit(f"{path}: {error}")
         images = np.repeat(image[None], model["batch"], axis=0)
         began = time.perf_counter()

@@ -25,7 +25,7 @@ from runtime.tuning import space
 from runtime.tuning.candidate import Candidate, Trace, row_of
 from runtime.tuning.forms import Forms
 from runtime.tuning.gate import Gate
-from runtime.tuning.question import Question
+from runtime.tuning.question import BASELINE, Question
 from trainers import cli
 from trainers.manifest import CheckFailed, Environment, UserError
 from trainers.stats import Estimate
@@ -38,7 +38,6 @@ LEADERS, RACED, FINALISTS = 3, 8, 3
 CLOSE = 1.5  # times the time of the fastest in a brief race, to be raced again
 LIKELY = 1.2  # times the time of the fastest that was judged: a longer race may turn the two round
 MAKING, TRYING, JUDGING = 0.45, 0.6, 0.8  # shares of the budget after which no more is begun
-BASELINE = "eager"  # takes part in the last race only: it is what that race is for
 YARDSTICK = "onnxruntime"  # what the fp32 file runs in for ratios before the last race
 
 Say = Callable[[str], None]
@@ -256,8 +255,15 @@ class Search:
         if base.backend == BASELINE and BASELINE in self.question.engines:
             finalists.append(replace(base, accuracy=self._gate.perfect))
         for one in finalists:
-            self._note(_noted(one, "confirmed", report, _row(report, one)))
+            self._note(self._within_latency(_noted(one, "confirmed", report, _row(report, one))))
         return report
+
+    def _within_latency(self, one: Candidate) -> Candidate:
+        """The same, out where the last race, which is the longest, has it slower than was asked."""
+        limit = self.question.max_latency_s
+        if limit is None or one.out is not None or one.seconds is None or one.seconds <= limit:
+            return one
+        return replace(one, out=f"takes {1e3 * one.seconds:.3g} ms, {1e3 * limit:g} are allowed")
 
     def _why(self) -> str:
         """Why nothing is left to be confirmed, by what came nearest."""
