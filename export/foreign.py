@@ -24,6 +24,7 @@ OWN_MEMORY = 4_000_000_000  # bytes that an engine costs by itself
 LARGEST = 2_000_000_000  # bytes of weights that one ONNX file can hold
 QUANTIZED = ("QuantizeLinear", "QLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger")  # how operators begin
 LOWEST_OPSET = 13  # quantization per channel needs it
+WEIGHTS_ARE_NO_INPUTS = 4  # the first version of ONNX's file format in which they need not be
 
 
 class ModelFile(Struct, frozen=True, kw_only=True):
@@ -102,26 +103,46 @@ def describe(path: Path, shape: tuple[int, ...] | None) -> ModelFile:
 
 
 def copy(file: ModelFile, destination: Path) -> None:
-    """Write the model as one file without external data, its image's size fixed. Raises UserError."""
+    """Write the model as one file of the kind that the exporters write: without external data or local functions, every
+    node with a name, the image's size fixed. Raises UserError."""
     import onnx
 
-    model = onnx.load(file.path)
+    model = _spelt_alike(onnx.load(file.path))
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     for dim, size in zip(inputs[0].type.tensor_type.shape.dim[1:], file.input_shape, strict=True):
         dim.dim_value = size
     del model.graph.input[:]  # old files name their weights as inputs too, which no optimiser can then fold
     model.graph.input.extend(inputs)
+    logits = model.graph.output[0].type.tensor_type
+    if not logits.HasField("shape"):  # which the format asks for, and engines do not
+        logits.shape.dim.add().CopyFrom(inputs[0].type.tensor_type.shape.dim[0])
+        logits.shape.dim.add().dim_value = file.num_classes
+    model.ir_version = max(model.ir_version, WEIGHTS_ARE_NO_INPUTS)
     if file.opset < LOWEST_OPSET:
         from onnx import version_converter
 
         try:
             model = version_converter.convert_version(model, LOWEST_OPSET)
-        except RuntimeError as error:
+        except (RuntimeError, version_converter.ConvertError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{file.path}: cannot be raised from opset {file.opset} to {LOWEST_OPSET}: {reason}; "
                             "export it again at a newer one") from None  # fmt: skip
     onnx.save(model, destination)
+
+
+def _spelt_alike(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its local functions inlined and ONNX's own domain by its short name; unnamed nodes get names, by
+    which quantizers choose."""
+    from onnx import inliner
+
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    for entry in (*model.opset_import, *model.graph.node):
+        entry.domain = "" if entry.domain == "ai.onnx" else entry.domain
+    for node in model.graph.node:
+        node.name = node.name or f"{node.op_type}/{node.output[0]}"
+    return model
 
 
 def _load(path: Path) -> onnx.ModelProto:

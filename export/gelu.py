@@ -93,6 +93,9 @@ def _job(arguments: argparse.Namespace) -> Job:
         )
     )  # fmt: skip
     _refuse(job)
+    if not job.labelled:
+        raise UserError(f"{job.checkpoint.model} has no images with labels of its classes, so accuracy cannot be "
+                        f"measured; train it on them: python -m trainers {arguments.model} --data FOLDER")  # fmt: skip
     return job
 
 

@@ -14,8 +14,6 @@ from export.precision import CONVERTED, PRECISIONS, QAT, placements
 from export.variant import ONNX, OPSET, Variant, usual_rewrites, within
 from trainers.manifest import UserError
 
-BF16_OPSET = 22  # to which a bf16 file is raised where no opset is asked for
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
@@ -74,8 +72,8 @@ def plan_file(wish: Wish, asked_batch: int | None) -> list[Variant]:
         if is_wrong:
             raise UserError(f"{flag}: an ONNX file has been exported already; leave {flag.split()[0]} out")
     wish = dataclasses.replace(wish, exporter=ONNX)
-    every = [_onnx(wish, ONNX, precision=name, target=target) for name in CONVERTED
-             for target in PRECISIONS[name].targets or ("cpu",)]  # fmt: skip
+    every = [_onnx(wish, ONNX, precision=name, target=target or "cpu") for name in CONVERTED
+             for target in placements(name)]  # fmt: skip
     return list(dict.fromkeys([replace(_onnx(wish, ONNX), rewrites=()), *_asked(wish),
                                *(every if wish.all or wish.grid else [])]))  # fmt: skip
 
@@ -105,14 +103,15 @@ def plan_trained(wish: Wish, target: str | None) -> list[Variant]:
 
 def _converted(wish: Wish) -> tuple[str, ...]:
     """The precisions that can be made at the opset asked for; an ONNX file, and the default, may be raised."""
-    low = wish.exporter != ONNX and OPSET != wish.opset < BF16_OPSET
-    return tuple(name for name in CONVERTED if not (low and name == "bf16"))
+    raised = wish.exporter == ONNX or wish.opset == OPSET
+    return tuple(name for name in CONVERTED if raised or wish.opset >= PRECISIONS[name].opset)
 
 
 def _asked(wish: Wish) -> list[Variant]:
-    if "bf16" in wish.precisions and "bf16" not in _converted(wish):
-        raise UserError(f"--opset {wish.opset}: convolutions take bf16 from opset {BF16_OPSET} on; leave --opset out "
-                        "or choose another precision")  # fmt: skip
+    for name in wish.precisions:
+        if name in CONVERTED and name not in _converted(wish):
+            raise UserError(f"--opset {wish.opset}: {name} needs opset {PRECISIONS[name].opset}; leave --opset out or "
+                            "choose another precision")  # fmt: skip
     if QAT in wish.precisions:
         raise UserError(
             f"{QAT} is made of a checkpoint trained for it: python -m trainers NAME --qat, then "

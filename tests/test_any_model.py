@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,50 @@ def test_an_onnx_file_is_quantized_and_measured_without_pytorch(made: Path, tmp_
     rows = json.loads(benched.stdout)["measurements"]
     assert [row["cell"]["twin"] for row in rows] == [False, True, False]
     assert {(row["error"], row["check"]["reason"]) for row in rows} == {(None, "")}
+
+
+def old(path: Path) -> Path:
+    """As files were in 2018: weights are inputs too, nodes have no names."""
+    model = onnx.load(graph(path, opset=11))
+    model.ir_version = 3
+    model.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in model.graph.initializer
+    )
+    onnx.save(model, path)
+    return path
+
+
+def elaborate(path: Path) -> Path:
+    """With a local function, a Resize, and ONNX's own domain by its long name."""
+    model = onnx.load(graph(path))
+    scales = numpy_helper.from_array(np.array([1, 1, 2, 1.7], np.float32), "scales")
+    model.graph.initializer.append(scales)
+    opset = helper.make_opsetid("", 17)
+    twice = helper.make_function("own", "Twice", ["a"], ["b"], [helper.make_node("Add", ["a", "a"], ["b"])], [opset])
+    model.functions.append(twice)
+    model.opset_import.insert(0, helper.make_opsetid("own", 1))
+    first, *rest = model.graph.node
+    first.input[0] = "larger"
+    nodes = [helper.make_node("Resize", ["x", "", "scales"], ["resized"]),
+             helper.make_node("Twice", ["resized"], ["larger"], domain="own"), first, *rest]  # fmt: skip
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for entry in (*model.opset_import, *model.graph.node):
+        entry.domain = entry.domain or "ai.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [old, elaborate])
+def test_a_file_in_another_spelling_takes_every_precision(tmp_path: Path, write: Callable[[Path], Path]) -> None:
+    own = write(tmp_path / "net.onnx")
+    succeed("export", own, "--all", *SMALL, "--artifacts", tmp_path)
+    records = {one.record.variant.precision: one.record for one in find(tmp_path / "net") if one.record is not None}
+    for name in ("fp32", "fp16", "bf16", "fp8", "int8", "int8-fp16", "int8-dynamic"):
+        assert records[name].parity.passed
+    integers = {operator for operator in records["int8-dynamic"].attested if operator.endswith("Integer")}
+    assert integers == {"ConvInteger", "MatMulInteger"}
 
 
 def test_what_is_read_of_a_file(tmp_path: Path) -> None:

@@ -544,6 +544,19 @@ def test_only_what_does_exactly_nothing_goes(operator: str, value: float, matche
     assert rewritten(before, "fold-constants")[1] == matched
 
 
+def test_a_branch_may_not_return_what_was_computed_outside_it() -> None:
+    before = graph(
+        """g (float[N,4] x) => (float[N,4] y) {
+        a = Relu(x) b = Mul(a, one) m = ReduceMax<keepdims=0>(x) c = Greater(m, zero)
+        y = If(c) <then_branch = t () => (float[N,4] o) { o = Identity(b) },
+                   else_branch = e () => (float[N,4] p) { p = Neg(b) }> }""",
+        one=np.float32(1), zero=np.float32(0),
+    )  # fmt: skip
+    after, matched = rewritten(before, "fold-constants")  # which also runs both
+    assert matched
+    onnx.checker.check_model(after, full_check=True)
+
+
 def test_quantized_weights_stay_quantized() -> None:
     before = graph(
         """g (float[N,4,3,3] x) => (y) {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,7 @@ class Precision:
     trained: bool = False  # the one form of a checkpoint that was trained with `--qat`, and of no other
     operators: tuple[str, ...] = ("Conv", "Gemm", "MatMul")  # those that hold the precision; all others are `rest`
     rest: str = "fp32"
+    opset: int = 0  # the first in which its operators take it
     size_ratio: float = 1.0  # expected bytes per fp32 byte of a convolution, for the plan
     rest_ratio: float = 1.0  # and of everything else
     graph: str = "all"  # how far ONNX Runtime may optimise: all, extended, basic
@@ -60,7 +62,12 @@ PRECISIONS: dict[str, Precision] = {
         module="fp16", tolerance=Tolerance(error=0.1, cosine=0.9995), rest="fp16", size_ratio=0.5, rest_ratio=0.5
     ),
     "bf16": Precision(
-        module="bf16", tolerance=Tolerance(error=0.3, cosine=0.998), rest="bf16", size_ratio=0.5, rest_ratio=0.5
+        module="bf16",
+        tolerance=Tolerance(error=0.3, cosine=0.998),
+        rest="bf16",
+        opset=22,
+        size_ratio=0.5,
+        rest_ratio=0.5,
     ),
     "int8": Precision(
         module="int8",
@@ -76,12 +83,14 @@ PRECISIONS: dict[str, Precision] = {
         calibrated=True,
         targets=("tensorrt",),
         rest="fp16",
+        opset=19,  # DequantizeLinear's half scales
         size_ratio=0.25,
         rest_ratio=0.5,
         disabled=("WeightBiasQuantization",),  # quantizes half biases with scales that it misreads
     ),
     "fp8": Precision(
         module="fp8",
+        opset=19,  # QuantizeLinear's
         tolerance=Tolerance(cosine=0.98, drop=1.0),
         calibrated=True,
         targets=("tensorrt",),
@@ -152,10 +161,28 @@ def convert(name: str, source: Path, destination: Path, conversion: Conversion) 
     Raises CheckFailed with the quantizer's own reason when it cannot take the graph.
     """
     import onnx
+    from onnx.version_converter import ConvertError
 
-    module = importlib.import_module(f"{__name__}.{PRECISIONS[name].module}")
+    row = PRECISIONS[name]
+    module = importlib.import_module(f"{__name__}.{row.module}")
     try:
-        module.convert(source, destination, conversion)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
+            module.convert(_raised(source, row.opset, Path(folder)), destination, conversion)
+    except (ConvertError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, ValueError,
+            RuntimeError) as error:  # fmt: skip
         reason = str(error).strip().splitlines()[0]
         raise CheckFailed(f"{destination.stem}: {name} cannot be made of this graph: {reason}") from error
+
+
+def _raised(source: Path, opset: int, folder: Path) -> Path:
+    """The file, or where it is written in a lower opset its like in this one."""
+    import onnx
+    from onnx import version_converter
+
+    from export import graph
+
+    if graph.opset(source) >= opset:
+        return source
+    raised = folder / source.name
+    onnx.save(version_converter.convert_version(onnx.load(source), opset), raised)
+    return raised

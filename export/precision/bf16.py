@@ -7,29 +7,27 @@ from typing import TYPE_CHECKING
 
 import ml_dtypes
 import onnx
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import TensorProto, helper, numpy_helper
 
 from export.pixels import PREFIX
 
 if TYPE_CHECKING:
     from export.precision import Conversion
 
-FIRST_OPSET = 22  # in which convolutions and pooling take bfloat16
-
 
 def convert(source: Path, destination: Path, conversion: Conversion) -> None:
-    """Raise the opset where needed, round the weights, and cast at the edges."""
+    """Round the weights, and cast at the edges."""
     model = onnx.load(source)
-    if model.opset_import[0].version < FIRST_OPSET:
-        model = version_converter.convert_version(model, FIRST_OPSET)
     graph = model.graph
     del graph.value_info[:]  # recorded shapes carry the old types
+    # Where to, and how much larger, an image is resized is float32 by the operator's definition.
+    exact = {name for node in graph.node if node.op_type == "Resize" for name in node.input[1:3]}
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and not tensor.name.startswith(PREFIX):
+        if tensor.data_type == TensorProto.FLOAT and not tensor.name.startswith(PREFIX) and tensor.name not in exact:
             rounded = numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16)
             tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
     for node in inner_nodes(graph):
-        for attribute in node.attribute:
+        for attribute in node.attribute if node.output[0] not in exact else ():
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.BFLOAT16
             elif node.op_type == "Constant" and attribute.t.data_type == TensorProto.FLOAT:

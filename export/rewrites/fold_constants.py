@@ -65,7 +65,7 @@ def apply(model: ir.Model) -> int:
         RewritePass(RULES),
         _fold,
         RewritePass(RULES),
-        common.IdentityEliminationPass(),
+        _drop_identities,
         common.CommonSubexpressionEliminationPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.RemoveUnusedNodesPass(),
@@ -77,6 +77,12 @@ def apply(model: ir.Model) -> int:
 
 def _fold(model: ir.Model) -> None:
     optimizer.fold_constants_ir(model, should_fold=lambda node: node.op_type in SHRINKING or None)
+
+
+def _drop_identities(model: ir.Model) -> None:
+    """Not below an If or a Loop: the library would let a body return a value of the graph around it."""
+    if not any(isinstance(held.value, ir.Graph) for node in model.graph for held in node.attributes.values()):
+        common.IdentityEliminationPass()(model)
 
 
 def _size(model: ir.Model) -> int:

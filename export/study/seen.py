@@ -64,11 +64,16 @@ class Histogram:
         )  # fmt: skip
 
 
-def observe(checkpoint: Checkpoint, source: Path, folder: Path, chosen: Verification) -> dict[str, Histogram]:
-    """The histogram of every GELU's inputs on these images; kept in `folder` under a name made of all inputs."""
+def observe(
+    checkpoint: Checkpoint, source: Path, folder: Path, chosen: Verification, code: str | None
+) -> dict[str, Histogram]:
+    """The histogram of every GELU's inputs on these images; kept in `folder` under a name made of all inputs.
+
+    `code` is the digest of the user's own model file, if the weights are of one.
+    """
     from safetensors.torch import load_file, save_file
 
-    digest = hashlib.sha256(f"{checkpoint.weights.sha256} {chosen.key} {BINS}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{checkpoint.weights.sha256} {code} {chosen.key} {BINS}".encode()).hexdigest()
     path = folder / f"seen-{digest[:24]}.safetensors"
     module = load_model(checkpoint, source)
     names = [name for name, part in module.named_modules() if is_gelu(part)]

@@ -46,7 +46,7 @@ def study(job: Job, gelus: Sequence[str], steps: int, artifacts: Path) -> Study:
     folder = job.folder / FOLDER
     count = min(SEEN_IMAGES, job.verify_images)
     chosen = reference.choose_images(job.data.splits["val"], job.checkpoint.preprocess, count)
-    histograms = seen.observe(job.checkpoint, job.source, folder, chosen)
+    histograms = seen.observe(job.checkpoint, job.source, folder, chosen, job.code)
     whole = seen.together(histograms.values())
     described = seen.describe(histograms, whole, chosen)
     points = np.asarray(described.points)

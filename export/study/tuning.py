@@ -62,7 +62,8 @@ def tuned(job: Job, gelu: str, steps: int, folder: Path) -> tuple[Checkpoint, Pa
     """
     _differentiable(gelu)
     record, device = job.checkpoint, pick_device("auto")
-    target = folder / f"{folder_name(gelu)}-{steps}-steps-of-{record.weights.sha256[:8]}"
+    origin = record.weights.sha256[:8] + (f"-{job.code[:8]}" if job.code else "")
+    target = folder / f"{folder_name(gelu)}-{steps}-steps-of-{origin}"
     training = Training(
         model=record.model,
         options=record.options,
