@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 from checkpoints import random_checkpoint
 
 from export import engines
-from export.artifact import Artifact, find, open_file
+from export.artifact import Artifact, Found, find, open_file
+from export.inspect.heat import heat_of
 from export.pipeline import Job, export
 from export.pixels import normalise, to_pixels
 from export.precision import CONVERTED, PRECISIONS, placements
@@ -108,6 +110,20 @@ def test_a_scaled_image_has_the_same_pixels_with_any_number_of_threads() -> None
     torch.set_num_threads(threads)
     assert (pixels[0] == pixels[1]).all()
     assert (pixels[0] == pixels[2]).all()
+
+
+@pytest.mark.parametrize("where", [".", "failed"])
+@pytest.mark.parametrize(("precision", "target"), [("bf16", None), ("int8", "cpu")])
+def test_the_errors_of_a_heat_map(folder: Path, tmp_path: Path, precision: str, target: str | None, where: str) -> None:
+    home = folder / "simplecnn"
+    record = made(folder, precision, target)
+    for name in (record.reference.path, *(edge.path for edge in record.parents), record.file.path):
+        place = tmp_path / where if name == record.file.path else tmp_path
+        place.mkdir(exist_ok=True)
+        shutil.copyfile(home / name, place / name)
+    found = heat_of(Found(path=tmp_path / where / record.file.path, record=record), None).errors
+    assert len(found) >= 2
+    assert 0 < max(found.values()) < 0.3
 
 
 def test_bf16_emulated_in_onnxruntime_rounds_as_the_file_does(folder: Path) -> None:

@@ -13,16 +13,18 @@ from onnx import TensorProto, helper
 
 from export.engines import session
 from export.inspect.model import read
+from export.precision.bf16 import emulated
 
 
 def measure(before: Path, after: Path, images: Iterable[np.ndarray], precision: str) -> dict[str, float]:
     """The relative error ||after - before|| / ||before|| of every activation that has the same name in both files.
 
     `images` are batches (N, C, H, W) as the files take them, small ones: all activations of one are held at once.
-    `precision` is that of the second file. Activations whose shapes differ are left out. Where a quantizer has made a
-    Relu part of the layer before it, what that Relu would have cut off does not count.
+    `precision` is that of the second file; bf16, which ONNX Runtime has no kernels for, is emulated. Activations whose
+    shapes differ are left out. Where a quantizer has made a Relu part of the layer before it, what that Relu would have
+    cut off does not count.
     """
-    models = read(before), read(after)
+    models = read(before), emulated(read(after)) if precision == "bf16" else read(after)
     clipped, known = _clipped(*models), set(_activations(models[0]))
     shared = [name for name in _activations(models[1]) if name in known]
     sessions = [_exposing(model, shared, kind) for model, kind in zip(models, ("fp32", precision), strict=True)]

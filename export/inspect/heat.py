@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from export.artifact import Artifact, Found
+from export.artifact import FAILED, Artifact, Found
 from export.costs import Costs, profiles
 from export.inspect import errors, html
 from export.inspect.drawing import Drawing, Node, draw
@@ -102,11 +102,12 @@ def heat_of(found: Found, costs: Costs | None) -> Heat:
 
 def _errors(found: Found) -> dict[str, float]:
     """Of each activation against the file that was quantized; empty where there is none to compare with."""
-    record = found.record
-    parent = _parent(found.path.parent, record) if record else None
+    record, folder = found.record, found.path.parent
+    home = folder.parent if folder.name == FAILED else folder
+    parent = _parent(home, record) if record else None
     if record is None or parent is None or record.variant.input_dtype != "float32":
         return {}
-    images = load_file(record.reference.verify(found.path.parent))["images"][:IMAGES]
+    images = load_file(record.reference.verify(home))["images"][:IMAGES]
     size = record.variant.batch or 1
     batches = [np.resize(images[start : start + size], (size, *images.shape[1:]))
                for start in range(0, len(images), size)]  # fmt: skip
