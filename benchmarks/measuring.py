@@ -83,6 +83,9 @@ class Bare(Contender):
     module = "benchmarks.bare_worker"
 
 
+Keep = Callable[[str, dict[str, Any]], None]
+
+
 def duel(pair: Sequence[Contender], plan: Plan) -> stats.Estimate:
     """How many times faster the second is than the first, by interleaved rounds."""
     order, shuffle = list(pair), random.Random(0).shuffle  # noqa: S311 (no secret)
@@ -113,9 +116,13 @@ def loaded(*contenders: Contender, batch: int = 1) -> Iterator[None]:
 
 
 class Experiments:
-    """Each method is an experiment; its result is a mapping for JSON."""
+    """Each method is an experiment; its result is a mapping for JSON.
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    What takes long calls `keep` with its name and what it has so far; `known` are results to go on from.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, keep: Keep, known: dict[str, Any]) -> None:
+        self.keep, self.known = keep, known
         (self.target,), _ = targets.resolve([str(arguments.artifact)], Path("artifacts"), None)
         self.count, self.threads = arguments.comparisons, manifest.usable_threads()
         self.plan = Plan(backends=("onnxruntime",), threads=(self.threads,), seconds=arguments.seconds)
@@ -130,7 +137,11 @@ class Experiments:
             return {"microseconds": 1e6 * only(contender).median.value}
 
     def equal(self) -> dict[str, Any]:
-        return {"share": 0.0, "series": [self._judged(Contender, 1, self.count) for _ in range(SERIES)]}
+        found = {"share": 0.0, "series": list(self.known.get("equal", {}).get("series", ()))}
+        while len(found["series"]) < SERIES:
+            found["series"].append(self._judged(Contender, 1, self.count))
+            self.keep("equal", found)
+        return found
 
     def planted(self) -> dict[str, Any]:
         os.environ["SLOWED_BY"] = str(PLANTED)
@@ -281,26 +292,43 @@ def main() -> int:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--only", default=",".join(names), help=f"of {', '.join(names)}")
     parser.add_argument("--comparisons", type=cli.positive, default=100)
+    parser.add_argument("--resume", action="store_true", help="go on with the series of `equal` that are there")
     parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds a row")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "measuring.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "measuring-results.md")
     arguments = parser.parse_args()
-    experiments = Experiments(arguments)
-    old = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {"results": {}, "disturbed": {}}
-    results: dict[str, Any] = old["results"]
-    disturbed: dict[str, list[str]] = old["disturbed"]  # by experiment: each may be of another run
-    for name in arguments.only.split(","):
-        before = observe()
-        results[cli.choose(name, names, "experiment")] = getattr(experiments, name)()
-        disturbed[name] = causes((before, observe()))
-        document = {
-            "environment": msgspec.to_builtins(manifest.environment()),
-            "artifact": experiments.target.subject.name, "disturbed": disturbed, "results": results,
-        }  # fmt: skip
+    document = _known(arguments)
+
+    def keep(name: str, result: dict[str, Any]) -> None:
+        document["results"][name] = result
+        since = document["disturbed"].get(name, []) if arguments.resume else []
+        document["disturbed"][name] = [*since, *(cause for cause in causes((before, observe())) if cause not in since)]
         manifest.write_atomic(arguments.results, (json.dumps(document, indent=1) + "\n").encode())
         manifest.write_atomic(arguments.page, page(document).encode())
+
+    experiments = Experiments(arguments, keep, dict(document["results"]) if arguments.resume else {})
+    for name in arguments.only.split(","):
+        before = observe()
+        keep(cli.choose(name, names, "experiment"), getattr(experiments, name)())
     print(page(document))
     return cli.OK
+
+
+def _known(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was found before on this machine with this artifact, by experiment: each may be of another run."""
+    here = manifest.environment()
+    fresh = {
+        "environment": msgspec.to_builtins(here),
+        "artifact": arguments.artifact.stem,
+        "disturbed": {},
+        "results": {},
+    }
+    if not arguments.results.is_file():
+        return fresh
+    old = json.loads(arguments.results.read_text())
+    then = msgspec.convert(old["environment"], manifest.Environment)
+    same = (then.cpu, then.cores) == (here.cpu, here.cores) and old["artifact"] == fresh["artifact"]
+    return {**fresh, "disturbed": old["disturbed"], "results": old["results"]} if same else fresh
 
 
 if __name__ == "__main__":
