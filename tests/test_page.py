@@ -90,6 +90,15 @@ def test_the_page_holds_every_row_and_the_answer_first(report: Report, tmp_path:
     assert links <= anchors, "a click on a point leads to its row"
 
 
+def test_the_plot_of_batch_sizes_is_marked_at_those_measured(report: Report) -> None:
+    rows = [row for row in report.of(report.models()[0]) if row.valid]
+    larger = [msgspec.structs.replace(row, cell=msgspec.structs.replace(row.cell, batch=3)) for row in rows]
+    plot = plots.sweep(report, rows + larger)
+    assert plot is not None
+    assert [text for _, text in plot.x.ticks] == [f"{row.cell.batch}" for row in (rows[0], larger[0])]
+    assert {name.split()[1] for name in (line.name for line in plot.lines)} == {"in"}
+
+
 def test_nothing_is_loaded_from_elsewhere(report: Report, tmp_path: Path) -> None:
     seen = written(report, tmp_path)
     assert not {"link", "img", "iframe", "object"} & set(seen.elements)

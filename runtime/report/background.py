@@ -63,10 +63,15 @@ def sections(report: Report, model: str) -> list[Section]:
 
 
 def commands(report: Report) -> list[str]:
-    """What leads to the report again, as far as that is written down: trainings, exports, and the run itself."""
+    """What leads to the report again, as far as that is written down: trainings and measurements of training, exports,
+    and the run itself."""
+    from trainers.measure.results import Ladder, Sweep
+
     found = []
     for known in (Known(report, model) for model in report.models()):
         found += [known.checkpoint.command] if known.checkpoint else []
+        measured = (*_newest(known, "ladder", Ladder), *_newest(known, "sweep", Sweep))
+        found += [f"python {one.command}" for one in measured]
         found += [record.command for record in known.records.values()]
     return [command for command in dict.fromkeys([*found, f"python {report.command}"]) if command]
 

@@ -37,6 +37,7 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    marks: Sequence[float] = ()  # in place of such ticks
 
     def __call__(self, value: float) -> float:
         low, high = self._scaled(self.low), self._scaled(self.high)
@@ -50,7 +51,8 @@ class Axis:
     def ticks(self) -> list[tuple[float, str]]:
         """Where they are, and what they say."""
         decades = self._decades() if self.log else []
-        return [(self(value), f"{value:g}") for value in (decades if len(decades) > 2 else self._steps())]
+        values = self.marks or (decades if len(decades) > 2 else self._steps())
+        return [(self(value), f"{value:g}") for value in values]
 
     def _decades(self) -> list[float]:
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -206,11 +208,11 @@ def sweep(report: Report, rows: Sequence[Measurement]) -> Sweep | None:
     if len(batches) < 2:
         return None
     times = [1e3 * row.median.value / row.cell.batch for row in rows]
-    x = Axis(batches[0] / 1.1, batches[-1] * 1.1, 0, WIDTH, log=True)
+    x = Axis(batches[0] / 1.1, batches[-1] * 1.1, 0, WIDTH, log=True, marks=batches)
     y = _log_axis(times, HEIGHT, 0)
     named: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     for row, time in sorted(zip(rows, times, strict=True), key=lambda one: one[0].cell.batch):
-        named[f"{row.cell.artifact} in {row.cell.engine}"].append((row.cell.batch, time))
+        named[f"{variant(report, row)} in {row.cell.engine}"].append((row.cell.batch, time))
     lines = []
     fastest = sorted(named, key=lambda name: min(time for _, time in named[name]))
     for rank, name in enumerate(fastest):
