@@ -75,6 +75,7 @@ def graphs(opened: Browser, address: str, graph: str, out: Path) -> None:
     page = tab(opened, address)
     page.locator("tbody tr", has=page.get_by_text(graph, exact=True)).get_by_role("link", name="in Netron").click()
     page.wait_for_selector("#canvas .node", timeout=OPEN_MS, state="attached")
+    page.wait_for_selector("body.default", timeout=OPEN_MS)  # Netron's own picture is gone
     page.screenshot(path=out / "netron.png")
 
 
