@@ -14,11 +14,14 @@ import termios
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 
 def run(*arguments: object, cwd: Path | None = None, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-    """`python -m ARGUMENTS…` with its output and exit status."""
+    """`python -m ARGUMENTS…` with its output and exit status; in a run of the whole suite by a fork."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return forked.run(*map(str, arguments), cwd=cwd, timeout=timeout)
     command = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
 

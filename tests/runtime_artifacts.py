@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run one of the packages as a user would."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=900, check=False
-    )
+from commands import succeed
 
 
 def make(base: Path) -> Path:
@@ -23,6 +16,5 @@ def make(base: Path) -> Path:
         ("trainers", "simplecnn", "--steps", 60, "--device", "cpu"),
         ("export", "simplecnn", "--quantize", "--target", "cpu", "--verify-images", 300),
     ):
-        done = command(*arguments, "--artifacts", folder, "--cache", cache)
-        assert done.returncode == 0, done.stderr
+        succeed(*arguments, "--artifacts", folder, "--cache", cache)
     return folder / "simplecnn"

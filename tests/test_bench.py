@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import runtime_artifacts
+from commands import run
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime import targets
@@ -171,6 +172,7 @@ def test_a_crash_becomes_a_row_and_the_next_batch_starts_afresh(made: Path) -> N
     runner = contender(made / "simplecnn-dynamo-exact-fp32.onnx", made.parent)
     try:
         runner.load(1, 0)
+        runner.settle(2)
         assert runner._worker
         os.kill(runner._worker.pid, signal.SIGSEGV)
         runner.turn()
@@ -180,10 +182,20 @@ def test_a_crash_becomes_a_row_and_the_next_batch_starts_afresh(made: Path) -> N
         assert row.error
         assert row.error.startswith("crashed: SIGSEGV")
         runner.load(2, 0)
+        runner.settle(2)
         runner.turn()
         assert runner.rows()[0].valid
     finally:
         runner.close()
+
+
+def test_there_are_as_many_rounds_as_the_slowest_row_has_time_for(made: Path) -> None:
+    plan = Plan(backends=("null", "onnxruntime"), processes=1, seconds=0.5, twin=False)
+    assert [plan.rounds_of(seconds) for seconds in (1e-6, 2e-3, 10.0)] == [128, 83, 32]
+    assert msgspec.structs.replace(plan, rounds=5).rounds_of(10.0) == 5
+    (target,), _ = targets.resolve([str(made / "simplecnn-dynamo-exact-fp32.onnx")], made.parent, None)
+    report = Bench([target], plan, environment()).run()
+    assert {(row.rounds, len(row.rounds_s)) for row in report.measurements} == {(128, 128)}
 
 
 def test_what_memory_does_not_hold_runs_in_heats_with_the_baseline_in_each(made: Path) -> None:
@@ -240,7 +252,7 @@ def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(made: Path, tm
     assert not begun.complete
     taken = len(begun.measurements[0].rounds_s)
     assert 1 <= taken < 6
-    done = runtime_artifacts.command("runtime", *arguments, "--resume")
+    done = run("runtime", *arguments, "--resume")
     assert done.returncode == 0, done.stderr
     (saved,) = reports.glob("*.json")
     report = Report.load(saved)
@@ -377,7 +389,7 @@ def test_an_older_checkpoints_artifacts_are_left_out_unless_named(made: Path, tm
 
 
 def test_the_command_line_measures_and_reports(made: Path) -> None:
-    done = runtime_artifacts.command(
+    done = run(
         "runtime", "bench", "simplecnn", "--artifacts", made.parent, "--backends", "eager,onnxruntime",
         "--rounds", 3, "--seconds", 0.2, "--threads", 1, "--json",
     )  # fmt: skip
@@ -390,10 +402,10 @@ def test_the_command_line_measures_and_reports(made: Path) -> None:
     assert "fastest verified variant" in done.stderr
     (saved,) = (made.parent / "reports").glob("*.json")
     assert json.loads(saved.read_text()) == document
-    again = runtime_artifacts.command("runtime", "report", "--artifacts", made.parent, "--csv")
+    again = run("runtime", "report", "--artifacts", made.parent, "--csv")
     lines = list(csv.DictReader(io.StringIO(again.stdout)))
     assert {line["outputs"] for line in lines} == {"verified"}
-    shown = runtime_artifacts.command("runtime", "report", "--artifacts", made.parent)
+    shown = run("runtime", "report", "--artifacts", made.parent)
     assert "times faster than eager fp32" in shown.stdout
     assert str(saved) in shown.stdout
 
@@ -401,8 +413,8 @@ def test_the_command_line_measures_and_reports(made: Path) -> None:
 def test_a_file_without_a_record_is_measured_and_not_recommended(made: Path, tmp_path: Path) -> None:
     path = tmp_path / "foreign.onnx"
     path.write_bytes((made / "simplecnn-dynamo-exact-fp32.onnx").read_bytes())
-    done = runtime_artifacts.command("runtime", "bench", path, "--artifacts", tmp_path, "--backends", "onnxruntime",
-                                     "--rounds", 2, "--processes", 1, "--seconds", 0.1)  # fmt: skip
+    done = run("runtime", "bench", path, "--artifacts", tmp_path, "--backends", "onnxruntime",
+               "--rounds", 2, "--processes", 1, "--seconds", 0.1)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "unverified" in done.stdout
     assert "no verified variant" in done.stdout
@@ -414,7 +426,7 @@ def test_files_that_are_no_model_are_refused_in_one_line(made: Path, tmp_path: P
     for name, content in broken.items():
         (tmp_path / f"{name}.onnx").write_bytes(content)
     for name in [*broken, "missing"]:
-        done = runtime_artifacts.command("runtime", "bench", tmp_path / f"{name}.onnx", "--artifacts", tmp_path)
+        done = run("runtime", "bench", tmp_path / f"{name}.onnx", "--artifacts", tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
@@ -435,7 +447,7 @@ def test_files_that_are_no_model_are_refused_in_one_line(made: Path, tmp_path: P
     ],
 )
 def test_mistakes_are_one_line(made: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = runtime_artifacts.command("runtime", *arguments, "--artifacts", made.parent)
+    done = run("runtime", *arguments, "--artifacts", made.parent)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
@@ -443,8 +455,8 @@ def test_mistakes_are_one_line(made: Path, arguments: tuple[str, ...], message: 
 
 def test_nothing_measured_is_a_failure(tmp_path: Path) -> None:
     huge(tmp_path / "huge.onnx")
-    done = runtime_artifacts.command("runtime", "bench", tmp_path / "huge.onnx", "--backends", "eager,tensorrt",
-                                     "--artifacts", tmp_path)  # fmt: skip
+    done = run("runtime", "bench", tmp_path / "huge.onnx", "--backends", "eager,tensorrt",
+               "--artifacts", tmp_path)  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
 

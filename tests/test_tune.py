@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 import runtime_artifacts
+from commands import run
 from PIL import Image
 
 from export.artifact import Artifact, find
@@ -78,8 +79,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Co
     home = tmp_path_factory.mktemp("tune")
     made = runtime_artifacts.make(tmp_path_factory.getbasetemp())
     shutil.copytree(made.parent, home / "artifacts")
-    done = runtime_artifacts.command("runtime", "tune", "simplecnn", *BRIEF, "--max-drop", 2, "--artifacts",
-                                     home / "artifacts", "--bundle", home / "bundle")  # fmt: skip
+    done = run("runtime", "tune", "simplecnn", *BRIEF, "--max-drop", 2, "--artifacts",
+               home / "artifacts", "--bundle", home / "bundle")  # fmt: skip
     return home, done
 
 
@@ -186,8 +187,8 @@ def test_what_cannot_be_kept_is_a_failed_check(
     tuned: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     shutil.copytree(tuned[0] / "artifacts", tmp_path / "artifacts")
-    done = runtime_artifacts.command("runtime", "tune", "simplecnn", *BRIEF, "--max-latency", 1e-6, "--artifacts",
-                                     tmp_path / "artifacts")  # fmt: skip
+    done = run("runtime", "tune", "simplecnn", *BRIEF, "--max-latency", 1e-6, "--artifacts",
+               tmp_path / "artifacts")  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "FAILED" in done.stderr + done.stdout
@@ -211,7 +212,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     if "tensorrt" in arguments and gpu():
         pytest.skip("TensorRT may run here")
-    done = runtime_artifacts.command("runtime", "tune", *arguments, "--artifacts", tuned[0] / "artifacts")
+    done = run("runtime", "tune", *arguments, "--artifacts", tuned[0] / "artifacts")
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,14 +1,15 @@
 """int8: static quantization with Q/DQ pairs, placed for the engine that will run the file.
 
-The two placements exclude each other. TensorRT takes symmetric pairs only, no quantized bias, and wants the output of
-a convolution free to fuse with what follows. ONNX Runtime's CPU kernels are integer from end to end: they need
-asymmetric uint8 activations, and a pair on every edge, or the convolution silently stays in float. OpenVINO's files
-are NNCF's work (int8_openvino.py).
+The two placements exclude each other. TensorRT takes symmetric pairs only, so lopsided activations are centred first
+(centre.py), no quantized bias, and wants the output of a convolution free to fuse with what follows. ONNX Runtime's CPU
+kernels are integer from end to end: they need asymmetric uint8 activations, and a pair on every edge, or the
+convolution silently stays in float. OpenVINO's files are NNCF's work (int8_openvino.py).
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from export.pixels import normalising
 from export.precision import OPENVINO, int8_openvino, ranges
+from export.precision.centre import Range, centre
 
 if TYPE_CHECKING:
     from export.precision import Conversion
@@ -50,16 +52,26 @@ def convert(source: Path, destination: Path, conversion: Conversion) -> None:
     assert conversion.target is not None, "int8 is placed for a target"
     if conversion.target == OPENVINO:
         int8_openvino.convert(source, destination, conversion)
-        return
+    else:
+        quantize(source, destination, conversion, centred=is_symmetric(conversion.target))
+
+
+def quantize(source: Path, destination: Path, conversion: Conversion, *, centred: bool) -> None:
+    """Quantize with ONNX Runtime's quantizer, lopsided activations centred first if asked for."""
+    assert conversion.target is not None, "int8 is placed for a target"
     with tempfile.TemporaryDirectory(dir=destination.parent) as folder:
         prepared, observed = prepare(source, Path(folder)), Path(folder) / "ranges.json"
-        graph = onnx.load(prepared).graph
-        unknown = set(conversion.kept) - {node.name for node in graph.node}
+        model = onnx.load(prepared)
+        unknown = set(conversion.kept) - {node.name for node in model.graph.node}
         if unknown:
             raise ValueError(f"no node is named {', '.join(sorted(unknown))}")
-        settings, excluded = placement(graph, conversion.target)
+        settings, excluded = placement(model.graph, conversion.target)
         kept = [*excluded, *conversion.kept]
-        save_tensors_data(observe(prepared, settings, kept, conversion), observed)
+        found = observe(prepared, settings, kept, conversion)
+        if centred:
+            found = centre(model, found, settings["op_types_to_quantize"], kept)
+            onnx.save(model, prepared)
+        save_tensors_data(as_data(found), observed)
         quantize_static(
             str(prepared),
             str(destination),
@@ -100,7 +112,12 @@ def placement(graph: onnx.GraphProto, target: str) -> tuple[dict[str, Any], list
     return settings, normalising(graph) + slower
 
 
-def observe(prepared: Path, settings: dict[str, Any], kept: list[str], conversion: Conversion) -> TensorsData:
+def is_symmetric(target: str) -> bool:
+    """Whether the target's pairs have no zero point for activations."""
+    return bool(PLACEMENTS[target]["extra_options"].get("ActivationSymmetric"))
+
+
+def observe(prepared: Path, settings: dict[str, Any], kept: list[str], conversion: Conversion) -> dict[str, Range]:
     """The range of every activation that is to be quantized, seen on the calibration images."""
     assert conversion.images is not None, "int8 is calibrated"
     model = onnx.load(prepared)
@@ -108,8 +125,12 @@ def observe(prepared: Path, settings: dict[str, Any], kept: list[str], conversio
     tensors = ranges.activations(model, settings["op_types_to_quantize"], kept, outputs=not free)
     observed = ranges.observe(model, tensors, conversion.images(), histograms=conversion.method != "minmax")
     found = {name: seen.range(conversion.method) for name, seen in observed.items()}
-    pairs = {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
-    return TensorsData(CalibrationMethod.MinMax, pairs)
+    return {name: (np.float32(low), np.float32(high)) for name, (low, high) in found.items()}
+
+
+def as_data(found: Mapping[str, Range]) -> TensorsData:
+    """Ranges as ONNX Runtime's quantizer takes them; it changes what it is given."""
+    return TensorsData(CalibrationMethod.MinMax, dict(found))
 
 
 def without_integer_kernel(graph: onnx.GraphProto, floats_between: bool = False) -> list[str]:

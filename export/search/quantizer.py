@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import onnx
 from onnxruntime.quantization import QuantType
-from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer, update_opset_version
 
 from export.precision import int8
+from export.precision.centre import centre
 from export.search.names import counterparts
 
 if TYPE_CHECKING:
@@ -45,21 +45,25 @@ class Quantizer:
             model = load_model_with_shape_infer(prepared)
             self.settings, self.excluded = int8.placement(model.graph, conversion.target)
             self.ranges = int8.observe(prepared, self.settings, self.excluded, conversion)
+        self.centred = int8.is_symmetric(conversion.target)
         self.prepared = update_opset_version(model, QuantType.QInt8, self.settings["activation_type"])
         self.layers = self._layers(onnx.load(source, load_external_data=False).graph)
 
     def model(self, kept: Collection[str]) -> onnx.ModelProto:
         """The graph in int8 but for the nodes `kept`."""
+        model, without = copy.deepcopy(self.prepared), [*self.excluded, *kept]
+        operators = self.settings["op_types_to_quantize"]
+        ranges = centre(model, self.ranges, operators, without) if self.centred else self.ranges
         quantizer = QDQQuantizer(
-            copy.deepcopy(self.prepared),
+            model,
             True,
             False,
             QuantType.QInt8,
             self.settings["activation_type"],
-            TensorsData(self.ranges.calibration_method, dict(self.ranges.items())),  # it changes what it is given
+            int8.as_data(ranges),
             [],
-            [*self.excluded, *kept],
-            self.settings["op_types_to_quantize"],
+            without,
+            operators,
             self.settings["extra_options"],
         )
         made: onnx.ModelProto = quantizer.quantize_model()

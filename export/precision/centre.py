@@ -1,0 +1,80 @@
+"""Centring: activations shifted so that symmetric integers use all of their values.
+
+GELU's values lie between -0.17 and, say, 6: of symmetric int8's 255 values that leaves half. With a constant c taken
+from the activation before it is rounded, and given back by the bias of what reads it, W (x - c) + (b + W c) = W x + b,
+both halves are used. The weights that the bias is made of are those before rounding, so that what rounding does to them
+weighs on x - c alone. It holds where every output sums over all of a filter: in convolutions without padding, and Gemm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+WORTH = 0.8  # a range narrower than this share of what it was, once centred, is worth the subtraction
+
+Range = tuple[np.float32, np.float32]
+
+
+def centre(
+    model: onnx.ModelProto, ranges: Mapping[str, Range], operators: Collection[str], kept: Collection[str]
+) -> dict[str, Range]:
+    """Shift lopsided activations that nodes of these operators read, in place; returns their ranges, and all others.
+
+    What is never negative stays: engines compute ReLU within the convolution before it, which a shift would prevent.
+    Nodes `kept` in float read what they read before.
+    """
+    found = dict(ranges)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, (low, high) in ranges.items():
+        readers = [
+            node
+            for node in model.graph.node
+            if name in node.input and node.op_type in operators and node.name not in kept
+        ]
+        shift = np.float32((low + high) / 2)
+        if low >= 0 or high <= 0 or (high - low) / 2 > WORTH * max(-low, high):
+            continue
+        if not readers or not all(_gives_back(node, name, stored) for node in readers):
+            continue
+        shifted = f"{name}/centred"
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(shift), f"{name}/centre"))
+        node = helper.make_node("Sub", [name, f"{name}/centre"], [shifted], shifted)
+        model.graph.node.insert(list(model.graph.node).index(readers[0]), node)
+        for info in [info for info in model.graph.value_info if info.name == name]:
+            model.graph.value_info.add().CopyFrom(info)
+            model.graph.value_info[-1].name = shifted
+        for reader in readers:
+            reader.input[0] = shifted
+            _add_to_bias(model.graph, reader, shift, stored)
+        found[shifted] = (low - shift, high - shift)
+    return found
+
+
+def _gives_back(node: onnx.NodeProto, name: str, stored: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether the node's bias can give back what is taken from this input at every position alike."""
+    settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if list(node.input).index(name) != 0 or not all(weight in stored for weight in node.input[1:] if weight):
+        return False
+    if node.op_type == "Conv":
+        return not any(settings.get("pads", ())) and settings.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    return node.op_type == "Gemm" and all(settings.get(key, value) == value for key, value in plain.items())
+
+
+def _add_to_bias(
+    graph: onnx.GraphProto, node: onnx.NodeProto, shift: np.float32, stored: dict[str, onnx.TensorProto]
+) -> None:
+    weight = numpy_helper.to_array(stored[node.input[1]]).astype(np.float64)
+    if node.op_type == "Gemm":
+        turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        weight = weight if turned else weight.T
+    sums = weight.reshape(len(weight), -1).sum(1)
+    bias = numpy_helper.to_array(stored[node.input[2]]) if len(node.input) > 2 and node.input[2] else np.float32(0)
+    name = f"{node.name}/bias"
+    stored[name] = numpy_helper.from_array((bias + float(shift) * sums).astype(np.float32), name)
+    graph.initializer.append(stored[name])
+    node.input[:] = [*node.input[:2], name]

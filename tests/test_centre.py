@@ -1,0 +1,94 @@
+"""Lopsided activations are shifted, the function stays, and int8 loses less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import onnxruntime
+import pytest
+
+from export.precision import Conversion, convert
+from export.precision.centre import centre
+
+NET = """
+<ir_version: 10, opset_import: ["" : 20]>
+net (float[N,3,8,8] images) => (float[N,5] logits) {
+    [expand] wide = Conv <pads = [1, 1, 1, 1]> (images, w1, b1)
+    [gelu] curved = Gelu (wide)
+    [project] narrow = Conv (curved, w2)
+    [again] more = Gelu (narrow)
+    [padded] mixed = Conv <pads = [1, 1, 1, 1]> (more, w3)
+    [relu] positive = Relu (mixed)
+    [pointwise] last = Conv (positive, w4)
+    [silu] gate = Sigmoid (last)
+    [product] swished = Mul (last, gate)
+    [pool] pooled = GlobalAveragePool (swished)
+    [flat] row = Flatten (pooled)
+    [head] logits = Gemm <transB = 1> (row, w5, b5)
+}
+"""
+SHAPES = {
+    "w1": (16, 3, 3, 3), "b1": (16,), "w2": (8, 16, 1, 1), "w3": (8, 8, 3, 3), "w4": (12, 8, 1, 1), "w5": (5, 12),
+    "b5": (5,),
+}  # fmt: skip
+
+
+@pytest.fixture
+def net() -> onnx.ModelProto:
+    model, rng = onnx.parser.parse_model(NET), np.random.default_rng(0)
+    for name, shape in SHAPES.items():
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    return model
+
+
+def images(seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(64, 3, 8, 8)).astype(np.float32)
+
+
+def run(model: onnx.ModelProto, *outputs: str) -> list[np.ndarray]:
+    own = onnx.ModelProto()
+    own.CopyFrom(model)
+    own.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in outputs if name != "logits")
+    session = onnxruntime.InferenceSession(own.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(outputs, {"images": images()})
+
+
+def test_what_is_taken_from_an_activation_is_given_back(net: onnx.ModelProto) -> None:
+    names = ("images", "curved", "more", "positive", "row")
+    found = dict(zip(names, run(net, *names), strict=True))
+    ranges = {name: (x.min(), x.max()) for name, x in found.items()}
+    before = run(net, "logits")[0]
+    after = centre(net, ranges, ("Conv", "Gemm"), ())
+    shifted = {name for name in after if name.endswith("/centred")}
+    assert "curved/centred" in shifted, "GELU before a convolution without padding"
+    assert not {"more/centred", "positive/centred"} & shifted, "zeros around an image are no shifted ones; ReLU"
+    low, high = after["curved/centred"]
+    assert low == pytest.approx(-high)
+    assert after["curved"] == ranges["curved"]
+    onnx.checker.check_model(net, full_check=True)
+    assert np.abs(run(net, "logits")[0] - before).max() < 1e-4 * before.std()
+
+
+def test_a_reader_kept_in_float_reads_what_it_did(net: onnx.ModelProto) -> None:
+    ranges = {"curved": (np.float32(-0.17), np.float32(6))}
+    assert centre(net, ranges, ("Conv", "Gemm"), ("project",)) == ranges
+    assert centre(net, ranges, ("Gemm",), ()) == ranges
+
+
+def test_int8_loses_less(net: onnx.ModelProto, tmp_path: Path) -> None:
+    """Of everything that is rounded on the way to `narrow`, GELU's values are most."""
+    plain, quantized = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    del net.graph.node[3:]
+    net.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("narrow", 1, ["N", 8, 8, 8]))
+    onnx.save(net, plain)
+    expected = run(net, "narrow")[0]
+    errors = {}
+    for target in ("tensorrt", "cpu"):
+        convert("int8", plain, quantized, Conversion(target=target, images=lambda: iter([images(2)])))
+        errors[target] = run(onnx.load(quantized), "narrow")[0] - expected
+    assert errors["tensorrt"].std() < 1.1 * errors["cpu"].std(), "as good as with a zero point"
+    graph = onnx.load(quantized).graph
+    assert not any(node.op_type == "Sub" for node in graph.node), "asymmetric integers need no shift"
