@@ -2,8 +2,9 @@
 
 GELU's values lie between -0.17 and, say, 6: of symmetric int8's 255 values that leaves half. With a constant c taken
 from the activation before it is rounded, and given back by the bias of what reads it, W (x - c) + (b + W c) = W x + b,
-both halves are used. The weights that the bias is made of are those before rounding, so that what rounding does to them
-weighs on x - c alone. It holds where every output sums over all of a filter: in convolutions without padding, and Gemm.
+both halves are used. It is what a zero point does, for engines that have none: so c is a multiple of the scale, and W
+the rounded weights, and the many values of GELU that are nearly zero keep an error of nearly zero. It holds where every
+output sums over all of a filter: in convolutions without padding, and Gemm.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+LARGEST = 127  # of symmetric int8
 WORTH = 0.8  # a range narrower than this share of what it was, once centred, is worth the subtraction
 
 Range = tuple[np.float32, np.float32]
@@ -35,12 +37,14 @@ def centre(
             for node in model.graph.node
             if name in node.input and node.op_type in operators and node.name not in kept
         ]
-        shift = np.float32((low + high) / 2)
         if low >= 0 or high <= 0 or (high - low) / 2 > WORTH * max(-low, high):
             continue
         if not readers or not all(_gives_back(node, name, stored) for node in readers):
             continue
-        shifted = f"{name}/centred"
+        middle = LARGEST * float((high + low) / (high - low))
+        zero = max(1 - LARGEST, min(LARGEST - 1, round(middle)))  # minus this integer will stand for 0
+        scale = max(float(high) / (LARGEST + zero), float(-low) / (LARGEST - zero))
+        shift, shifted = np.float32(zero * scale), f"{name}/centred"
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(shift), f"{name}/centre"))
         node = helper.make_node("Sub", [name, f"{name}/centre"], [shifted], shifted)
         model.graph.node.insert(list(model.graph.node).index(readers[0]), node)
@@ -50,7 +54,7 @@ def centre(
         for reader in readers:
             reader.input[0] = shifted
             _add_to_bias(model.graph, reader, shift, stored)
-        found[shifted] = (low - shift, high - shift)
+        found[shifted] = (np.float32(-LARGEST * scale), np.float32(LARGEST * scale))
     return found
 
 
@@ -72,7 +76,9 @@ def _add_to_bias(
     if node.op_type == "Gemm":
         turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         weight = weight if turned else weight.T
-    sums = weight.reshape(len(weight), -1).sum(1)
+    weight = weight.reshape(len(weight), -1)
+    scale = np.maximum(np.abs(weight).max(1, keepdims=True), 1e-30) / LARGEST  # one a filter, as the quantizer's
+    sums = (np.rint(weight / scale) * scale).sum(1)
     bias = numpy_helper.to_array(stored[node.input[2]]) if len(node.input) > 2 and node.input[2] else np.float32(0)
     name = f"{node.name}/bias"
     stored[name] = numpy_helper.from_array((bias + float(shift) * sums).astype(np.float32), name)
