@@ -167,4 +167,4 @@ def test_auto_records_what_it_tried_and_is_found_again(folder: Path, target: str
     assert divergences[0] > 0
     job(folder, "auto").made.clear()
     again = export(job(folder, "auto"), Variant(precision="int8", target=target))
-    assert again.environment.time == first.environment.time
+    assert again == first
