@@ -220,8 +220,8 @@ class Experiments:
     def _benchmark_app(self) -> dict[str, Any]:
         """OpenVINO's tool and ours in turns, ABAB, each time in a new process: its median latency over ours.
 
-        The tool prints what the engine says of itself. Ours is what a caller in Python waits for, some 25 to 40 us more;
-        so the batch is one of about 5 ms.
+        The tool prints what the engine says of itself. Ours is what a caller in Python waits for, some 25 to 40 us
+        more; so the batch is one of about 5 ms.
         """
         tool = shutil.which("benchmark_app", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         if tool is None:
