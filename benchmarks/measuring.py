@@ -42,7 +42,7 @@ from runtime import stats, targets  # noqa: E402 (run as a script)
 from runtime.bench import Bench  # noqa: E402
 from runtime.contender import Contender  # noqa: E402
 from runtime.machine import causes, observe  # noqa: E402
-from runtime.plan import FEWEST, MOST, Plan  # noqa: E402
+from runtime.plan import ROUNDS, Plan  # noqa: E402
 from runtime.results import Measurement  # noqa: E402
 from runtime.verdict import DROP, KEEP, judge  # noqa: E402
 from trainers import cli, manifest  # noqa: E402
@@ -89,7 +89,7 @@ Keep = Callable[[str, dict[str, Any]], None]
 def duel(pair: Sequence[Contender]) -> stats.Estimate:
     """How many times faster the second is than the first, by interleaved rounds."""
     order, shuffle = list(pair), random.Random(0).shuffle  # noqa: S311 (no secret)
-    for _ in range(MOST):
+    for _ in range(ROUNDS):
         shuffle(order)
         for contender in order:
             contender.turn()
@@ -108,7 +108,6 @@ def loaded(*contenders: Contender, batch: int = 1) -> Iterator[None]:
     try:
         for contender in contenders:
             contender.load(batch, 0)
-            contender.settle(MOST)
             only(contender)
         yield
     finally:
@@ -183,7 +182,7 @@ class Experiments:
         for _ in range(SERIES):
             workers = [self.contender() for _ in range(DOZEN)]
             with loaded(*workers):
-                for _ in range(MOST):
+                for _ in range(ROUNDS):
                     for contender in random.sample(workers, DOZEN):
                         contender.turn()
             medians = [only(contender).median.value for contender in workers]
@@ -197,7 +196,7 @@ class Experiments:
         alone: list[tuple[float, ...]] = []
         beside: list[tuple[float, ...]] = []
         with loaded(one):
-            for turn in range(2 * FEWEST):  # of which every second one loads the others
+            for turn in range(2 * ROUNDS):  # of which every second one loads the others
                 crowd = others if turn % 2 else []
                 with loaded(*crowd):
                     for contender in crowd:
@@ -244,7 +243,7 @@ class Experiments:
             found = re.search(r"Median:\s*([\d.]+) (ms|us)", said)
             assert found is not None, said
             with loaded(ours, batch=batch):
-                for _ in range(MOST):
+                for _ in range(ROUNDS):
                     ours.turn()
                 ratios.append(float(found[1]) * SECONDS[found[2]] / only(ours).median.value)
         return {"benchmark_app": {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}}

@@ -19,7 +19,7 @@ from runtime import backends
 from runtime.backend import Backend
 from runtime.contender import Contender
 from runtime.machine import State, observe
-from runtime.plan import FEWEST, Plan
+from runtime.plan import Plan
 from runtime.results import Measurement, Report, find_baseline
 from runtime.targets import Target
 from trainers.manifest import Environment, UserError
@@ -136,7 +136,7 @@ class Bench:
         racing, taken, left = self._racing, 0, []
         self._loaded, self._renewals = [], 0
         limit = HEAT_SHARE * self._environment.memory_bytes
-        total = len(racing) * (1 + (self._plan.rounds or FEWEST))
+        total = len(racing) * (1 + self._plan.rounds)
         for number, contender in enumerate(random.sample(racing, len(racing))):
             if limit and taken > limit and contender not in needed:
                 left.append(contender)
@@ -146,7 +146,6 @@ class Bench:
             taken += contender.peak_bytes
             self._loaded.append(contender)
         self._racing = [contender for contender in racing if contender not in left]
-        self._settle()
         if len({contender.rounds_done for contender in self._racing if not contender.failed}) > 1:
             self._start_over(batch, heat)
         return [contender for contender in racing if contender in left]
@@ -159,21 +158,12 @@ class Bench:
         for contender in self._loaded:
             contender.close()
             contender.load(batch, heat)
-        self._settle()
-
-    def _settle(self) -> None:
-        """How many rounds this heat has: what was begun, goes on with as many."""
-        going = [contender for contender in self._racing if not contender.failed]
-        begun = max((contender.rounds for contender in going), default=0)
-        rounds = begun or self._plan.rounds_of(max((contender.sample_s for contender in going), default=0.0))
-        for contender in self._racing:
-            contender.settle(rounds)
 
     def _renew(self) -> None:
         """New processes for all.
 
         Who is loaded first gets the memory that others have left: of a dozen equal workers the first third was seen to
-        be slower than the last by 1 to 7% (benchmarks/measuring.py, `order`). So all are ended before the first is
+        be slower than the last by about 1% (benchmarks/measuring.py, `order`). So all are ended before the first is
         loaded again, and of every two times the second has the first's order reversed: advantages change sides.
         """
         going = [contender for contender in self._loaded if not contender.done]
@@ -187,10 +177,10 @@ class Bench:
     def _rounds(self, batch: int, progress: Progress, after_round: Callable[[Report], None]) -> None:
         """Give everyone one turn a round."""
         order = [contender for contender in self._racing if not contender.done]
-        count, rounds = len(order), max((contender.rounds for contender in order), default=0)
+        count, rounds = len(order), self._plan.rounds
         first = min((contender.rounds_done for contender in order), default=rounds)
         for turn in range(first, rounds):
-            if turn > first and self._plan.renews(turn, rounds):
+            if turn > first and self._plan.renews(turn):
                 progress(f"batch {batch}: new processes", count * (turn + 1), count * (1 + rounds))
                 self._renew()
             if turn % max(1, rounds // OBSERVATIONS) == 0:

@@ -31,8 +31,6 @@ class Contender:
         self._turns: dict[str, list[tuple[float, ...]]] = {}
         self._processes: dict[str, list[int]] = {}  # that took those turns
         self._is_loaded = False  # the worker, for these rows
-        self.rounds = 0  # that the rows take part in; 0 until that is settled
-        self.sample_s = 0.0  # that a sample took at the end of the warm-up, in the slowest regime
 
     def cell(self, batch: int, regime: str) -> Cell:
         """The row's name."""
@@ -49,7 +47,6 @@ class Contender:
         self._rows = {row.cell.regime: row for row in begun}
         self._turns = {row.cell.regime: list(row.rounds_s) for row in begun}
         self._processes = {row.cell.regime: list(row.processes) for row in begun}
-        self.rounds, self.sample_s = max(row.rounds for row in begun), 0.0
         self._process = max((1 + process for row in begun for process in row.processes), default=0)
         refusal = self.target.refuses(batch)
         if refusal:
@@ -86,13 +83,12 @@ class Contender:
     def _warm(self) -> None:
         for regime, row in self._rows.items():
             warmed = self._ask("warm", regime=regime, seconds=WARM_S)
-            self.sample_s = max(self.sample_s, warmed.pop("sample_s"))
             self._note(regime, **{**warmed, "steady": warmed["steady"] and row.steady is not False})
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to do for these rows."""
-        return all(row.error is not None or 0 < self.rounds <= len(self._turns[regime])
+        return all(row.error is not None or len(self._turns[regime]) >= self._plan.rounds
                    for regime, row in self._rows.items())  # fmt: skip
 
     @property
@@ -108,18 +104,13 @@ class Contender:
         """What the worker took at most so far."""
         return max((row.peak_bytes or 0 for row in self._rows.values()), default=0)
 
-    def settle(self, rounds: int) -> None:
-        """Take part in so many rounds."""
-        self.rounds = rounds
-        self._note(rounds=rounds)
-
     def turn(self) -> None:
         """Take this round's samples in every regime, unless the rows have failed already."""
         plan = self._plan
         for regime in self._rows:
             if self._rows[regime].error is None:
                 with self._errors():
-                    reply = self._ask("turn", regime=regime, seconds=plan.seconds / self.rounds,
+                    reply = self._ask("turn", regime=regime, seconds=plan.seconds / plan.rounds,
                                       at_least=plan.at_least, at_most=plan.at_most)  # fmt: skip
                     self._turns[regime].append(tuple(sample / 1e9 for sample in reply.pop("samples_ns")))
                     self._processes[regime].append(self._process)

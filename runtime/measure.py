@@ -103,11 +103,10 @@ def samples(
                 return taken
 
 
-def warm_up(work: Work, *, seconds: float, clock: Clock = time.perf_counter_ns) -> tuple[int, bool, float]:
+def warm_up(work: Work, *, seconds: float, clock: Clock = time.perf_counter_ns) -> tuple[int, bool]:
     """Run until a window's median is no longer clearly below the best one before it, or `seconds` are over.
 
-    Returns the number of samples thrown away, whether the times had become steady, and the last median in seconds an
-    inference.
+    Returns the number of samples thrown away, and whether the times had become steady.
     """
     deadline, best, count = clock() + round(seconds * 1e9), float("inf"), 0
     while True:
@@ -115,9 +114,9 @@ def warm_up(work: Work, *, seconds: float, clock: Clock = time.perf_counter_ns) 
         count += len(window)
         median = statistics.median(window)
         if median > (1 - STEADY) * best:
-            return count, True, median / 1e9
+            return count, True
         if clock() >= deadline:
-            return count, False, median / 1e9
+            return count, False
         best = median
 
 
