@@ -32,13 +32,13 @@ def centre(
     found = dict(ranges)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, (low, high) in ranges.items():
+        if low >= 0 or high <= 0 or (high - low) / 2 > WORTH * max(-low, high):
+            continue
         readers = [
             node
             for node in model.graph.node
             if name in node.input and node.op_type in operators and node.name not in kept
         ]
-        if low >= 0 or high <= 0 or (high - low) / 2 > WORTH * max(-low, high):
-            continue
         if not readers or not all(_gives_back(node, name, stored) for node in readers):
             continue
         middle = LARGEST * float((high + low) / (high - low))
