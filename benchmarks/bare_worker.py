@@ -28,8 +28,8 @@ class Bare:
         return {"check": None}
 
     def warm(self, *, seconds: float, **_: Any) -> dict[str, Any]:
-        self._loop(seconds, 1)
-        return {"steady": True}
+        taken = self._loop(seconds, 1)
+        return {"steady": True, "sample_s": taken[-1] / 1e9}
 
     def turn(self, *, seconds: float, at_least: int, at_most: int, **_: Any) -> dict[str, Any]:
         self._loop(0.1 * seconds, 1)

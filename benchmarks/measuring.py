@@ -42,7 +42,7 @@ from runtime import stats, targets  # noqa: E402 (run as a script)
 from runtime.bench import Bench  # noqa: E402
 from runtime.contender import Contender  # noqa: E402
 from runtime.machine import causes, observe  # noqa: E402
-from runtime.plan import ROUNDS, Plan  # noqa: E402
+from runtime.plan import SECONDS, Plan  # noqa: E402
 from runtime.results import Measurement  # noqa: E402
 from runtime.verdict import DROP, KEEP, judge  # noqa: E402
 from trainers import cli, manifest  # noqa: E402
@@ -50,9 +50,10 @@ from trainers import cli, manifest  # noqa: E402
 PLANTED = 0.05
 PROCESSES = 9  # of each tool: where its memory happens to lie moves a process by some percent
 DOZEN = 12
+ROUNDS = 64  # of what is no run of bench
 TOGETHER = 10  # comparisons in one run
 SERIES = 3
-SECONDS = {"ms": 1e-3, "us": 1e-6}  # as benchmark_app prints them
+UNITS = {"ms": 1e-3, "us": 1e-6}  # as benchmark_app prints them
 MINIMAL = """
 import sys
 {body}
@@ -108,6 +109,7 @@ def loaded(*contenders: Contender, batch: int = 1) -> Iterator[None]:
     try:
         for contender in contenders:
             contender.load(batch, 0)
+            contender.settle(ROUNDS)
             only(contender)
         yield
     finally:
@@ -196,7 +198,7 @@ class Experiments:
         alone: list[tuple[float, ...]] = []
         beside: list[tuple[float, ...]] = []
         with loaded(one):
-            for turn in range(2 * ROUNDS):  # of which every second one loads the others
+            for turn in range(ROUNDS):  # of which every second one loads the others
                 crowd = others if turn % 2 else []
                 with loaded(*crowd):
                     for contender in crowd:
@@ -245,7 +247,7 @@ class Experiments:
             with loaded(ours, batch=batch):
                 for _ in range(ROUNDS):
                     ours.turn()
-                ratios.append(float(found[1]) * SECONDS[found[2]] / only(ours).median.value)
+                ratios.append(float(found[1]) * UNITS[found[2]] / only(ours).median.value)
         return {"benchmark_app": {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}}
 
     def worker(self) -> dict[str, Any]:
@@ -305,7 +307,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(names), help=f"of {', '.join(names)}")
     parser.add_argument("--comparisons", type=cli.positive, default=100)
     parser.add_argument("--resume", action="store_true", help="go on with the series of `equal` that are there")
-    parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds a row")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="timed seconds a row")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "measuring.json")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "measuring-results.md")
     arguments = parser.parse_args()

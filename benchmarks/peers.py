@@ -42,7 +42,7 @@ from export.job import Job  # noqa: E402
 from runtime import backends, check, stats  # noqa: E402
 from runtime.bench import Bench  # noqa: E402
 from runtime.contender import Contender  # noqa: E402
-from runtime.plan import PROCESSES, Plan  # noqa: E402
+from runtime.plan import PROCESSES, SECONDS, Plan  # noqa: E402
 from runtime.results import Measurement, Subject, engine_name  # noqa: E402
 from runtime.targets import Target, resolve  # noqa: E402
 from runtime.tuning import best  # noqa: E402
@@ -56,7 +56,7 @@ OWN = {  # of PyTorch and the engines, without any tool: the form, and the engin
     "torch": ("eager", "compiled", "aoti"),
     "fp32": ("onnxruntime", "openvino", "openvino precision=bf16"),
 }
-SECONDS = {"ms": 1e-3, "us": 1e-6}  # as benchmark_app prints them
+UNITS = {"ms": 1e-3, "us": 1e-6}  # as benchmark_app prints them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ class Side:
                    "-t", "5"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         said = re.search(r"Median:\s*([\d.]+) (ms|us)", done.stdout)
-        return None if said is None else 1e3 * float(said[1]) * SECONDS[said[2]]
+        return None if said is None else 1e3 * float(said[1]) * UNITS[said[2]]
 
 
 def _headline(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def main() -> int:
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), metavar="DIR")
     parser.add_argument("--tools", default=",".join(TOOLS), help=f"of {', '.join(TOOLS)}; or none")
     parser.add_argument("--own", default=",".join(sum(OWN.values(), ())), metavar="A,B", help="engines without a tool")
-    parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds a row")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="timed seconds a row")
     parser.add_argument("--processes", type=cli.positive, default=PROCESSES, help="that share a row's rounds")
     parser.add_argument("--images", type=cli.positive, default=1000, help="test images (default: 1000)")
     parser.add_argument("--batch", type=cli.positive, default=1)

@@ -13,16 +13,17 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 from runtime import backends
 from runtime.backend import Backend
 from runtime.contender import Contender
 from runtime.machine import State, observe
-from runtime.plan import Plan
+from runtime.plan import FEWEST, Plan
 from runtime.results import Measurement, Report, find_baseline
 from runtime.targets import Target
-from trainers.manifest import Environment, UserError
+from trainers.manifest import Environment, UserError, usable_threads
 
 MEMORY_SHARE = 0.8  # of the machine's memory, that one worker may have
 OBSERVATIONS, OBSERVED_S = 10, 0.25  # of the machine, spread over the rounds; and how long each is
@@ -136,7 +137,7 @@ class Bench:
         racing, taken, left = self._racing, 0, []
         self._loaded, self._renewals = [], 0
         limit = HEAT_SHARE * self._environment.memory_bytes
-        total = len(racing) * (1 + self._plan.rounds)
+        total = len(racing) * (1 + (self._plan.rounds or FEWEST))
         for number, contender in enumerate(random.sample(racing, len(racing))):
             if limit and taken > limit and contender not in needed:
                 left.append(contender)
@@ -146,6 +147,7 @@ class Bench:
             taken += contender.peak_bytes
             self._loaded.append(contender)
         self._racing = [contender for contender in racing if contender not in left]
+        self._settle()
         if len({contender.rounds_done for contender in self._racing if not contender.failed}) > 1:
             self._start_over(batch, heat)
         return [contender for contender in racing if contender in left]
@@ -158,6 +160,15 @@ class Bench:
         for contender in self._loaded:
             contender.close()
             contender.load(batch, heat)
+        self._settle()
+
+    def _settle(self) -> None:
+        """How many rounds this heat has: what was begun, goes on with as many."""
+        going = [contender for contender in self._racing if not contender.failed]
+        begun = max((contender.rounds for contender in going), default=0)
+        rounds = begun or self._plan.rounds_of(max((contender.sample_s for contender in going), default=0.0))
+        for contender in self._racing:
+            contender.settle(rounds)
 
     def _renew(self) -> None:
         """New processes for all.
@@ -172,15 +183,19 @@ class Bench:
         self._loaded = random.sample(going, len(going)) if self._renewals % 2 else going[::-1]
         self._renewals += 1
         for contender in self._loaded:
-            contender.renew()
+            contender.restart()  # in this thread, with which they end
+        with ThreadPoolExecutor(usable_threads() if self._plan.device == "cpu" else 1) as pool:
+            list(pool.map(Contender.reload, self._loaded))  # nothing is timed meanwhile
+        for contender in self._loaded:
+            contender.warm()
 
     def _rounds(self, batch: int, progress: Progress, after_round: Callable[[Report], None]) -> None:
         """Give everyone one turn a round."""
         order = [contender for contender in self._racing if not contender.done]
-        count, rounds = len(order), self._plan.rounds
+        count, rounds = len(order), max((contender.rounds for contender in order), default=0)
         first = min((contender.rounds_done for contender in order), default=rounds)
         for turn in range(first, rounds):
-            if turn > first and self._plan.renews(turn):
+            if turn > first and self._plan.renews(turn, rounds):
                 progress(f"batch {batch}: new processes", count * (turn + 1), count * (1 + rounds))
                 self._renew()
             if turn % max(1, rounds // OBSERVATIONS) == 0:

@@ -30,7 +30,10 @@ class Contender:
         self._rows: dict[str, Measurement] = {}
         self._turns: dict[str, list[tuple[float, ...]]] = {}
         self._processes: dict[str, list[int]] = {}  # that took those turns
+        self._is_open = False  # the worker's artifact
         self._is_loaded = False  # the worker, for these rows
+        self.rounds = 0  # that the rows take part in; 0 until that is settled
+        self.sample_s = 0.0  # that a sample took at the end of the warm-up, in the slowest regime
 
     def cell(self, batch: int, regime: str) -> Cell:
         """The row's name."""
@@ -47,6 +50,7 @@ class Contender:
         self._rows = {row.cell.regime: row for row in begun}
         self._turns = {row.cell.regime: list(row.rounds_s) for row in begun}
         self._processes = {row.cell.regime: list(row.processes) for row in begun}
+        self.rounds, self.sample_s = max(row.rounds for row in begun), 0.0
         self._process = max((1 + process for row in begun for process in row.processes), default=0)
         refusal = self.target.refuses(batch)
         if refusal:
@@ -57,22 +61,27 @@ class Contender:
             return
         with self._errors():
             self._note(**self._load(batch, self._plan.checked))
-            self._warm()
+        self.warm()
 
-    def renew(self) -> None:
-        """Go on in a new process; what loading took is known from the first, which may have found nothing compiled."""
-        if self.done:
-            return
-        batch = next(iter(self._rows.values())).cell.batch
+    def restart(self) -> None:
+        """Have a new process, which is yet to load. It ends with the thread that calls this."""
         self.close()
         self._process += 1
+        self._start()
+
+    def reload(self) -> None:
+        """Load in the new process; what that takes is known from the first, which may have found nothing compiled."""
+        batch = next(iter(self._rows.values())).cell.batch
         with self._errors():
             self._load(batch, FEW_CHECKED)
-            self._warm()
 
     def _load(self, batch: int, checked: int | None) -> dict[str, Any]:
         """Have a session in the worker; what it said of itself. Raises WorkerError also when its outputs are wrong."""
         self._start()
+        if not self._is_open:
+            self._ask("open", path=str(self.target.found.path), backend=self.backend, device=self._plan.device,
+                      threads=self._threads, options=self.options, factories=list(self._plan.factories))  # fmt: skip
+            self._is_open = True
         loaded = self._ask("load", batch=batch, input=self.target.input_shape, checked=checked)
         loaded["check"] = msgspec.convert(loaded["check"], Check | None)
         if loaded["check"] is not None and loaded["check"].reason:
@@ -80,15 +89,19 @@ class Contender:
             raise WorkerError(f"wrong outputs: {loaded['check'].reason}")
         return loaded
 
-    def _warm(self) -> None:
-        for regime, row in self._rows.items():
-            warmed = self._ask("warm", regime=regime, seconds=WARM_S)
-            self._note(regime, **{**warmed, "steady": warmed["steady"] and row.steady is not False})
+    def warm(self) -> None:
+        """Run in every regime until the times are steady."""
+        with self._errors():
+            for regime, row in self._rows.items():
+                if row.error is None:
+                    warmed = self._ask("warm", regime=regime, seconds=WARM_S)
+                    self.sample_s = max(self.sample_s, warmed.pop("sample_s"))
+                    self._note(regime, **{**warmed, "steady": warmed["steady"] and row.steady is not False})
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to do for these rows."""
-        return all(row.error is not None or len(self._turns[regime]) >= self._plan.rounds
+        return all(row.error is not None or 0 < self.rounds <= len(self._turns[regime])
                    for regime, row in self._rows.items())  # fmt: skip
 
     @property
@@ -104,13 +117,18 @@ class Contender:
         """What the worker took at most so far."""
         return max((row.peak_bytes or 0 for row in self._rows.values()), default=0)
 
+    def settle(self, rounds: int) -> None:
+        """Take part in so many rounds."""
+        self.rounds = rounds
+        self._note(rounds=rounds)
+
     def turn(self) -> None:
         """Take this round's samples in every regime, unless the rows have failed already."""
         plan = self._plan
         for regime in self._rows:
             if self._rows[regime].error is None:
                 with self._errors():
-                    reply = self._ask("turn", regime=regime, seconds=plan.seconds / plan.rounds,
+                    reply = self._ask("turn", regime=regime, seconds=plan.seconds / self.rounds,
                                       at_least=plan.at_least, at_most=plan.at_most)  # fmt: skip
                     self._turns[regime].append(tuple(sample / 1e9 for sample in reply.pop("samples_ns")))
                     self._processes[regime].append(self._process)
@@ -141,11 +159,9 @@ class Contender:
 
     def _start(self) -> None:
         """Start the worker, once; again only after it failed at another batch size."""
-        if self._worker is not None:
-            return
-        self._worker = Worker(self.module, threads=self._threads, memory_bytes=self._plan.memory_bytes)
-        self._ask("open", path=str(self.target.found.path), backend=self.backend, device=self._plan.device,
-                  threads=self._threads, options=self.options, factories=list(self._plan.factories))  # fmt: skip
+        if self._worker is None:
+            self._worker = Worker(self.module, threads=self._threads, memory_bytes=self._plan.memory_bytes)
+            self._is_open = False
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         assert self._worker is not None

@@ -103,10 +103,11 @@ def samples(
                 return taken
 
 
-def warm_up(work: Work, *, seconds: float, clock: Clock = time.perf_counter_ns) -> tuple[int, bool]:
+def warm_up(work: Work, *, seconds: float, clock: Clock = time.perf_counter_ns) -> tuple[int, bool, float]:
     """Run until a window's median is no longer clearly below the best one before it, or `seconds` are over.
 
-    Returns the number of samples thrown away, and whether the times had become steady.
+    Returns the number of samples thrown away, whether the times had become steady, and the last median in seconds an
+    inference.
     """
     deadline, best, count = clock() + round(seconds * 1e9), float("inf"), 0
     while True:
@@ -114,9 +115,9 @@ def warm_up(work: Work, *, seconds: float, clock: Clock = time.perf_counter_ns) 
         count += len(window)
         median = statistics.median(window)
         if median > (1 - STEADY) * best:
-            return count, True
+            return count, True, median / 1e9
         if clock() >= deadline:
-            return count, False
+            return count, False, median / 1e9
         best = median
 
 

@@ -11,7 +11,9 @@ from trainers.manifest import Struct
 
 WARM_S = 3.0  # bound of the warm-up before the first round
 
-ROUNDS, PROCESSES = 32, 4  # of a row, by default
+FEWEST, MOST = 32, 256  # rounds, by default
+PROCESSES = 8  # of a row, by default
+SECONDS = 4.0  # of a row over all rounds, by default
 AT_LEAST = 2  # samples a turn
 FEW_CHECKED = 16  # of the reference's 64 images: enough to tell a wrong answer, not a slightly worse one
 
@@ -28,11 +30,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     regimes: tuple[str, ...] = ("device",)
     options: tuple[dict[str, str], ...] = ({},)
     device: str = "cpu"
-    rounds: int = ROUNDS  # many short turns: a disturbance lasts for a turn or two, and the median forgets those
+    rounds: int | None = None  # None: as many as the slowest row has time for, from FEWEST to MOST
     processes: int = (
         PROCESSES  # that share a row's rounds, one after the other: each is faster or slower for all of its life
     )
-    seconds: float = 2.0
+    seconds: float = SECONDS
     at_least: int = AT_LEAST  # samples a turn, of what takes longer than its share of the time
     at_most: int = 300  # samples a turn: few enough to keep them all
     checked: int | None = None  # reference images that outputs are checked on; None: all
@@ -43,9 +45,18 @@ class Plan(Struct, frozen=True, kw_only=True):
     factories: tuple[str, ...] = ()  # FILE.py:FACTORY of the user's own models that may be run
     memory_bytes: int | None = None  # bound on a worker's private memory
 
-    def renews(self, turn: int) -> bool:
+    def rounds_of(self, sample_s: float) -> int:
+        """How many rounds there are where a sample of the slowest row takes so many seconds.
+
+        Many short turns: a disturbance lasts for a turn or two, and the median forgets those; a machine that changes
+        between two speeds is met in both by all. But a turn has samples to throw away, and some to keep.
+        """
+        affordable = int(self.seconds / ((1 + self.at_least) * max(sample_s, 1e-9)))
+        return self.rounds or max(FEWEST, min(MOST, affordable // self.processes * self.processes))
+
+    def renews(self, turn: int, rounds: int) -> bool:
         """Whether new processes take this round and those after it."""
-        return turn > 0 and turn * self.processes // self.rounds != (turn - 1) * self.processes // self.rounds
+        return turn > 0 and turn * self.processes // rounds != (turn - 1) * self.processes // rounds
 
     def key(self, artifacts: Iterable[str]) -> str:
         """What a run is continued by: the same plan for the same artifacts, which are named by their sha256."""

@@ -82,6 +82,7 @@ class Measurement(Struct, frozen=True, kw_only=True):
     cell: Cell
     rounds_s: tuple[tuple[float, ...], ...] = ()
     processes: tuple[int, ...] = ()  # by which process each round was taken; none noted: all by one
+    rounds: int = 0  # there are to be in all; 0 where that was not settled
     build_s: float | None = None  # compiling
     load_s: float | None = None  # all else before the first inference
     first_s: float | None = None  # the first inference, copies included

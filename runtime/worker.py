@@ -78,8 +78,8 @@ class Worker:
         from runtime.measure import REGIMES, warm_up
 
         work = self._works[regime] = REGIMES[regime](self._loaded(), self._x)
-        count, steady = warm_up(work, seconds=seconds)
-        return {"warm_samples": count, "steady": steady}
+        count, steady, sample_s = warm_up(work, seconds=seconds)
+        return {"warm_samples": count, "steady": steady, "sample_s": sample_s * work.steps}
 
     def turn(self, *, regime: str, seconds: float, at_least: int, at_most: int) -> dict[str, Any]:
         from runtime.energy import joules

@@ -172,6 +172,7 @@ def test_a_crash_becomes_a_row_and_the_next_batch_starts_afresh(made: Path) -> N
     runner = contender(made / "simplecnn-dynamo-exact-fp32.onnx", made.parent)
     try:
         runner.load(1, 0)
+        runner.settle(2)
         assert runner._worker
         os.kill(runner._worker.pid, signal.SIGSEGV)
         runner.turn()
@@ -181,10 +182,20 @@ def test_a_crash_becomes_a_row_and_the_next_batch_starts_afresh(made: Path) -> N
         assert row.error
         assert row.error.startswith("crashed: SIGSEGV")
         runner.load(2, 0)
+        runner.settle(2)
         runner.turn()
         assert runner.rows()[0].valid
     finally:
         runner.close()
+
+
+def test_there_are_as_many_rounds_as_the_slowest_row_has_time_for(made: Path) -> None:
+    plan = Plan(backends=("null", "onnxruntime"), processes=1, seconds=0.5, twin=False)
+    assert [plan.rounds_of(seconds) for seconds in (1e-6, 2e-3, 10.0)] == [256, 83, 32]
+    assert msgspec.structs.replace(plan, rounds=5).rounds_of(10.0) == 5
+    (target,), _ = targets.resolve([str(made / "simplecnn-dynamo-exact-fp32.onnx")], made.parent, None)
+    report = Bench([target], plan, environment()).run()
+    assert {(row.rounds, len(row.rounds_s)) for row in report.measurements} == {(256, 256)}
 
 
 def test_what_memory_does_not_hold_runs_in_heats_with_the_baseline_in_each(made: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.parser
+import onnx.reference
 import onnxruntime
 import pytest
 
@@ -34,6 +35,18 @@ SHAPES = {
     "w1": (16, 3, 3, 3), "b1": (16,), "w2": (8, 16, 1, 1), "w3": (8, 8, 3, 3), "w4": (12, 8, 1, 1), "w5": (5, 12),
     "b5": (5,),
 }  # fmt: skip
+
+TOKENS = """
+<ir_version: 10, opset_import: ["" : 20]>
+tokens (float[N,6,8] images) => (float[N,6,K] logits)
+    <float[8,16] w1 = {WEIGHT1}, float[16,5] w2 = {WEIGHT2}, float[5] b2 = {1, 2, 3, 4, 5}, float[6,5] b3 = {BIAS}>
+{
+    [expand] wide = MatMul (images, w1)
+    [gelu] curved = Gelu (wide)
+    [project] narrow = MatMul (curved, w2)
+    [last] logits = LAST
+}
+"""
 
 
 @pytest.fixture
@@ -73,6 +86,36 @@ def test_what_is_taken_from_an_activation_is_given_back(net: onnx.ModelProto) ->
     assert after["curved"] == ranges["curved"]
     onnx.checker.check_model(net, full_check=True)
     assert np.abs(run(net, "logits")[0] - before).max() < 1e-4 * before.std()
+
+
+def tokens(last: str) -> onnx.ModelProto:
+    """Tokens times matrices of whole numbers of steps, with this last node."""
+    rng, text = np.random.default_rng(0), TOKENS.replace("LAST", last)
+    for name, shape in (("WEIGHT1", (8, 16)), ("WEIGHT2", (16, 5)), ("BIAS", (6, 5))):
+        steps = rng.integers(-127, 128, shape)
+        steps[0] = 127
+        text = text.replace(name, ", ".join(f"{step / 127:.9f}" for step in steps.flat))
+    return onnx.parser.parse_model(text)
+
+
+@pytest.mark.parametrize("last", ["Add (narrow, b2)", "Add (b2, narrow)"])
+def test_a_matrix_product_gives_back_in_the_sum_after_it(last: str) -> None:
+    model, x = tokens(last), np.random.default_rng(1).normal(size=(4, 6, 8)).astype(np.float32)
+    before = onnx.reference.ReferenceEvaluator(model).run(["logits"], {"images": x})[0]
+    ranges = centre(model, {"curved": (np.float32(-0.17), np.float32(6))}, ("MatMul",), ())
+    assert list(ranges) == ["curved", "curved/centred"]
+    onnx.checker.check_model(model, full_check=True)
+    assert model.graph.node[3].input[:] == ["curved/centred", "w2"]
+    after = onnx.reference.ReferenceEvaluator(model).run(["logits"], {"images": x})[0]
+    assert np.abs(after - before).max() < 1e-4 * before.std()
+
+
+@pytest.mark.parametrize("last", ["Add (narrow, b3)", "Mul (narrow, b2)", "Add (narrow, narrow)", "Identity (narrow)"])
+def test_a_matrix_product_without_a_bias_stays(last: str) -> None:
+    model = tokens(last)
+    before = model.SerializeToString()
+    centre(model, {"curved": (np.float32(-0.17), np.float32(6))}, ("MatMul",), ())
+    assert model.SerializeToString() == before
 
 
 def test_a_reader_kept_in_float_reads_what_it_did(net: onnx.ModelProto) -> None:

@@ -92,14 +92,14 @@ def test_the_collector_rests_while_samples_are_taken_and_only_then() -> None:
 def test_warm_up_ends_once_the_median_stops_falling() -> None:
     falling = [int(40e6 * 0.8**window) for window in range(4) for _ in range(measure.WINDOW_STEPS)]
     session = Scripted(*falling, 16_000_000)
-    steps, steady = measure.warm_up(device(session), seconds=60.0, clock=session.clock)
+    steps, steady, _ = measure.warm_up(device(session), seconds=60.0, clock=session.clock)
     assert len(falling) <= steps <= len(falling) + 3 * measure.WINDOW_STEPS
     assert steady
 
 
 def test_warm_up_is_bounded() -> None:
     session = Scripted(*(int(1e9 * 0.9**i) for i in range(100)))
-    _, steady = measure.warm_up(device(session), seconds=8.0, clock=session.clock)
+    _, steady, _ = measure.warm_up(device(session), seconds=8.0, clock=session.clock)
     assert session.now < 14e9
     assert not steady
 

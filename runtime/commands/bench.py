@@ -54,11 +54,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true",
                         help="the baselines and the 8 likeliest artifacts, 100 samples or 3 s a row")  # fmt: skip
     parser.add_argument("--rounds", type=positive, metavar="R",
-                        help="interleaved rounds (default: 32; with --quick 20)")  # fmt: skip
+                        help="interleaved rounds (default: 32 to 256, by the slowest row; --quick: 20)")  # fmt: skip
     parser.add_argument("--processes", type=positive, metavar="P",
-                        help="that share a row's rounds, one after the other (default: 4; with --quick 1)")  # fmt: skip
+                        help="that share a row's rounds, one after the other (default: 8; with --quick 1)")  # fmt: skip
     parser.add_argument("--seconds", type=seconds, metavar="S",
-                        help="timed seconds a row, over all rounds (default: 2)")  # fmt: skip
+                        help="timed seconds a row, over all rounds (default: 4; with --quick 3)")  # fmt: skip
     parser.add_argument("--max-drop", type=float, default=1.0, metavar="POINTS",
                         help="top-1 that a recommended row may lose, in percentage points (default: 1)")  # fmt: skip
     parser.add_argument("--strict", action="store_true",
@@ -154,7 +154,7 @@ def plan_of(arguments: argparse.Namespace, environment: Environment) -> Plan:
     """The flags as a Plan. Raises UserError on a backend, option, thread count or device that cannot be."""
     from runtime import backends, quick
     from runtime.bench import check_options, memory_limit
-    from runtime.plan import AT_LEAST, FEW_CHECKED, PROCESSES, ROUNDS, Plan, sweep
+    from runtime.plan import AT_LEAST, FEW_CHECKED, PROCESSES, SECONDS, Plan, sweep
 
     known = backends.names()
     unasked = {*NOT_BY_DEFAULT, *(quick.BACKENDS_LEFT_OUT if arguments.quick else ())}
@@ -165,16 +165,18 @@ def plan_of(arguments: argparse.Namespace, environment: Environment) -> Plan:
     for combination in combinations:
         check_options(combination, chosen)
     device = pick_device(arguments.device, environment)
-    rounds, processes = (quick.ROUNDS, quick.PROCESSES) if arguments.quick else (ROUNDS, PROCESSES)
-    rounds = arguments.rounds or rounds
-    fewer: dict[str, Any] = {"at_most": max(quick.SAMPLES // rounds, AT_LEAST), "checked": FEW_CHECKED}
+    rounds, processes, seconds = arguments.rounds, PROCESSES, SECONDS
+    fewer: dict[str, Any] = {}
+    if arguments.quick:
+        rounds, processes, seconds = rounds or quick.ROUNDS, quick.PROCESSES, quick.SECONDS
+        fewer = {"at_most": max(quick.SAMPLES // rounds, AT_LEAST), "checked": FEW_CHECKED}
     return Plan(
         backends=chosen, batches=arguments.batch, device=device, threads=_threads(arguments.threads, environment),
         regimes=arguments.regime, rounds=rounds, processes=arguments.processes or processes,
-        seconds=arguments.seconds or (quick.SECONDS if arguments.quick else 2.0), timeout=arguments.timeout,
+        seconds=arguments.seconds or seconds, timeout=arguments.timeout,
         options=combinations, max_drop=arguments.max_drop, strict=arguments.strict,
         factories=factories((*arguments.targets, *arguments.model)),
-        memory_bytes=memory_limit(environment, device), **(fewer if arguments.quick else {}),
+        memory_bytes=memory_limit(environment, device), **fewer,
     )  # fmt: skip
 
 

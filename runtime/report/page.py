@@ -65,9 +65,9 @@ def _answers(report: Report, parts: Sequence[dict[str, Any]]) -> list[dict[str, 
 
 
 def _machine(report: Report) -> str:
-    e = report.environment
+    e, rounds = report.environment, max((len(row.rounds_s) for row in report.measurements), default=0)
     return (f"{e.time.replace('T', ' ')[:16]} UTC on {e.cpu}, {e.cores} cores, {e.memory_bytes / 1e9:.0f} GB, "
-            f"{e.gpu or 'no GPU'}; {report.plan.rounds} interleaved rounds, {report.plan.processes} process"
+            f"{e.gpu or 'no GPU'}; {rounds} interleaved rounds, {report.plan.processes} process"
             f"{'es' if report.plan.processes > 1 else ''} a row, "
             f"{report.seconds / 60:.1f} min")  # fmt: skip
 
