@@ -18,7 +18,8 @@ class Slowed(Worker):
     """Its steps do nothing useful for a while."""
 
     def warm(self, **arguments: Any) -> dict[str, Any]:
-        """By then no other worker is being loaded, which would make the step look longer than it is."""
+        """Warm up, see how long a step is, and warm up to longer ones: now no other worker is being loaded."""
+        super().warm(**arguments)
         session = self._session
         assert session is not None
         typical = statistics.median(samples(device(session, self._x), seconds=0.5, at_least=20)) / 1e9

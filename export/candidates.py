@@ -47,7 +47,8 @@ def settle(job: Job, variant: Variant, stack: contextlib.ExitStack, soon: Sequen
         judging = []
         for one in variants:
             path = scratch / f"{one.name(job.checkpoint.model)}.onnx"
-            judging.append(beside.submit(_candidate, job, one, path, *_write(job, one, path), images, expected))
+            written = _write(job, one, path)
+            judging.append(beside.submit(_candidate, job, one, path, *written, verification, images, expected))
         choice = choose([one.result() for one in judging], len(expected))
     finally:
         beside.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
@@ -67,7 +68,14 @@ def _write(job: Job, variant: Variant, path: Path) -> tuple[float, str]:
 
 
 def _candidate(
-    job: Job, variant: Variant, path: Path, seconds: float, refusal: str, images: list[np.ndarray], expected: np.ndarray
+    job: Job,
+    variant: Variant,
+    path: Path,
+    seconds: float,
+    refusal: str,
+    verification: Verification,
+    images: list[np.ndarray],
+    expected: np.ndarray,
 ) -> Candidate:
     """Run and measure one file; a failure is its reason."""
     if refusal:
@@ -77,7 +85,7 @@ def _candidate(
         logits, single = parity.run(engines.load(path), images, variant.batch)
     except (UserError, CheckFailed) as error:
         return Candidate(exporter=variant.exporter, reason=str(error), seconds=seconds)
-    job.exported[variant] = path
+    job.exported[variant], job.answered[variant] = path, (verification, logits)
     far = _error(np.concatenate([logits, single]), np.concatenate([expected, expected[: len(single)]]))
     tolerance = PRECISIONS["fp32"].tolerance.error
     assert tolerance is not None, "fp32 is judged by its error"

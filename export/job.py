@@ -48,6 +48,7 @@ class Job:
     reproduce: bool = False  # make each file twice, and say whether they are the same
     made: dict[Variant, Artifact] = field(default_factory=dict)
     exported: dict[Variant, Path] = field(default_factory=dict)  # files that wait to be taken, from comparing exporters
+    answered: dict[Variant, tuple[Verification, np.ndarray]] = field(default_factory=dict)  # those files' logits
     choices: dict[Variant, Choice] = field(default_factory=dict)  # what came of it, to be recorded with those files
 
     @cached_property

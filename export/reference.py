@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +58,11 @@ class Verification:
     def batch(self) -> int:
         """How many of them are run at once."""
         return max(SMALLEST_BATCH, min(LARGEST_BATCH, PIXELS // math.prod(self.preprocess.size)))
+
+    def apart(self, others: Verification) -> tuple[Verification, np.ndarray]:
+        """These images but for the `others`, and the rows of all of them with the others last."""
+        among, rows = np.isin(self.indices, others.indices), np.arange(len(self.indices))
+        return replace(self, indices=self.indices[~among]), np.concatenate([rows[~among], rows[among]])
 
     @property
     def key(self) -> str:

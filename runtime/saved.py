@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from trainers.manifest import UserError
 
+T = TypeVar("T")
+
 FOLDER = "reports"  # under the artifacts folder
+SHARE = 0.05  # of a run's time, that keeping its rounds may take
+
+
+def sparingly(save: Callable[[T], None], clock: Callable[[], float] = time.monotonic) -> Callable[[T], None]:
+    """A `save` that passes over calls so as to take no more than SHARE of the time."""
+    due = 0.0
+
+    def save_if_due(what: T) -> None:
+        nonlocal due
+        began = clock()
+        if began >= due:
+            save(what)
+            over = clock()
+            due = over + (over - began) * (1 - SHARE) / SHARE
+
+    return save_if_due
 
 
 def newest_first(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ import runtime_artifacts
 from commands import run
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime import targets
+from runtime import saved, targets
 from runtime.bench import Bench
 from runtime.contender import Contender
 from runtime.machine import State
@@ -233,6 +233,22 @@ def test_sweeps_and_regimes_are_rows_compared_with_their_like(made: Path) -> Non
     assert {"threads>", "regime"} <= set(table.columns(report))
 
 
+def test_keeping_the_rounds_takes_a_twentieth_of_the_time() -> None:
+    now, kept = 0.0, []
+
+    def save(number: int) -> None:
+        nonlocal now
+        now += 1.0
+        kept.append(number)
+
+    keep = saved.sparingly(save, clock=lambda: now)
+    for number in range(1000):
+        keep(number)
+        now += 0.5
+    assert kept[0] == 0
+    assert 0.04 * now < len(kept) < 0.06 * now
+
+
 def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(made: Path, tmp_path: Path) -> None:
     for path in made.glob("*.*"):
         (tmp_path / "simplecnn").mkdir(exist_ok=True)
@@ -254,8 +270,8 @@ def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(made: Path, tm
     assert 1 <= taken < 6
     done = run("runtime", *arguments, "--resume")
     assert done.returncode == 0, done.stderr
-    (saved,) = reports.glob("*.json")
-    report = Report.load(saved)
+    (path,) = reports.glob("*.json")
+    report = Report.load(path)
     assert report.complete
     for old, new in zip(begun.measurements, report.measurements, strict=True):
         assert new.rounds_s[:taken] == old.rounds_s

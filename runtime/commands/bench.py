@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             report = bench.run(
                 progress=lambda what, done, total: bars.update(task, description=what, completed=done, total=total),
-                after_round=lambda report: report.save(unfinished),
+                after_round=saved.sparingly(lambda report: report.save(unfinished)),
             )  # fmt: skip
         except KeyboardInterrupt:
             if unfinished.exists():
