@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from export.job import Job
 
 ONNX_FILE = ".onnx"
-VERIFY_IMAGES, EXACT_IMAGES = 1000, 256  # by default; see Job.judging
+VERIFY_IMAGES, EXACT_IMAGES = 1000, 128  # by default; see Job.judging
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
