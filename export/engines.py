@@ -6,6 +6,9 @@ rounds to bfloat16 wherever the file would, and the record says so.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import importlib.util
 import tempfile
 import threading
@@ -34,9 +37,17 @@ def load(path: Path, precision: str = "fp32", target: str | None = None) -> Infe
 
     Raises UserError with the engine's reason to refuse the file.
     """
+    _release()
     if _in_openvino(precision, target):
         return openvino(path, "bf16" if precision == "bf16" else "f32")
     return rounding(path) if precision == "bf16" else _infer(session(path, precision, share()))
+
+
+def _release() -> None:
+    """Give back what earlier sessions took: glibc keeps it for later, a few hundred MB of each."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, TypeError):  # another C library has no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def each(infer: Callable[[np.ndarray], Answer], batches: Iterable[np.ndarray]) -> Iterator[Answer]:
