@@ -22,7 +22,7 @@ FORMS = 4  # that `export MODEL --quantize` makes where NNCF is installed
 PASSES = 2000  # of PyTorch over an image: what its runs on the images, some of them in int8, are worth
 FORM_S = 6.0  # tracing, conversion and checks of one of them
 ROWS = 8  # that these forms make in the engines of a CPU
-LOAD_S = 5.0  # of a row and process: loading, warming up, what compilers take
+LOAD_S = 2.5  # of a row and process: loading, warming up, what compilers take
 
 
 def training(model: str, wish: Wish) -> float | None:
