@@ -174,7 +174,7 @@ class Bench:
         """New processes for all.
 
         Who is loaded first gets the memory that others have left: of a dozen equal workers the first third was seen to
-        be slower than the last by about 1% (benchmarks/measuring.py, `order`). So all are ended before the first is
+        be slower than the last by 1 to 5% (benchmarks/measuring.py, `order`). So all are ended before the first is
         loaded again, and of every two times the second has the first's order reversed: advantages change sides.
         """
         going = [contender for contender in self._loaded if not contender.done]

@@ -10,7 +10,7 @@ import msgspec
 
 from runtime.attestation import Ran, shortfall
 from runtime.check import Check
-from runtime.plan import FEW_CHECKED, KEPT, WARM_S, Plan
+from runtime.plan import FEW_CHECKED, WARM_S, Plan
 from runtime.results import Cell, Measurement
 from runtime.targets import Target
 from trainers.process import Worker, WorkerError
@@ -130,7 +130,7 @@ class Contender:
                 with self._errors():
                     reply = self._ask("turn", regime=regime, seconds=plan.seconds / self.rounds,
                                       at_least=plan.at_least,
-                                      at_most=min(plan.at_most, max(plan.at_least, KEPT // self.rounds)))  # fmt: skip
+                                      at_most=max(plan.at_least, plan.at_most // self.rounds))  # fmt: skip
                     self._turns[regime].append(tuple(sample / 1e9 for sample in reply.pop("samples_ns")))
                     self._processes[regime].append(self._process)
                     most = max(reply["peak_bytes"], self._rows[regime].peak_bytes or 0)

@@ -14,7 +14,7 @@ WARM_S = 3.0  # bound of the warm-up before the first round
 FEWEST, MOST = 32, 256  # rounds, by default
 PROCESSES = 8  # of a row, by default
 SECONDS = 4.0  # of a row over all rounds, by default
-KEPT = 10_000  # samples of a row, at most: few enough to keep them all
+SAMPLES = 10_000  # of a row at most, by default: few enough to keep them all
 AT_LEAST = 2  # samples a turn
 FEW_CHECKED = 16  # of the reference's 64 images: enough to tell a wrong answer, not a slightly worse one
 
@@ -37,7 +37,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     )
     seconds: float = SECONDS
     at_least: int = AT_LEAST  # samples a turn, of what takes longer than its share of the time
-    at_most: int = 300  # samples a turn; see KEPT
+    at_most: int = SAMPLES  # samples of a row
     checked: int | None = None  # reference images that outputs are checked on; None: all
     timeout: float = 300.0
     max_drop: float = 1.0  # percentage points of top-1 that a recommended row may cost

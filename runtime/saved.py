@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from trainers.manifest import UserError
 
@@ -15,19 +15,28 @@ FOLDER = "reports"  # under the artifacts folder
 SHARE = 0.05  # of a run's time, that keeping its rounds may take
 
 
-def sparingly(save: Callable[[T], None], clock: Callable[[], float] = time.monotonic) -> Callable[[T], None]:
-    """A `save` that passes over calls so as to take no more than SHARE of the time."""
-    due = 0.0
+class Keeper(Generic[T]):
+    """Saves what it is given, but passes some over so as to take no more than SHARE of the time."""
 
-    def save_if_due(what: T) -> None:
-        nonlocal due
-        began = clock()
-        if began >= due:
-            save(what)
-            over = clock()
-            due = over + (over - began) * (1 - SHARE) / SHARE
+    def __init__(self, save: Callable[[T], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._save, self._clock = save, clock
+        self._due = 0.0
+        self._waiting: T | None = None
 
-    return save_if_due
+    def keep(self, what: T) -> None:
+        """Save now, or leave it for the next time or `flush`."""
+        self._waiting = what
+        began = self._clock()
+        if began >= self._due:
+            self.flush()
+            over = self._clock()
+            self._due = over + (over - began) * (1 - SHARE) / SHARE
+
+    def flush(self) -> None:
+        """Save what was last given, if it was passed over."""
+        if self._waiting is not None:
+            self._save(self._waiting)
+            self._waiting = None
 
 
 def newest_first(folder: Path) -> list[Path]:

@@ -241,12 +241,17 @@ def test_keeping_the_rounds_takes_a_twentieth_of_the_time() -> None:
         now += 1.0
         kept.append(number)
 
-    keep = saved.sparingly(save, clock=lambda: now)
+    keeper = saved.Keeper(save, clock=lambda: now)
     for number in range(1000):
-        keep(number)
+        keeper.keep(number)
         now += 0.5
     assert kept[0] == 0
     assert 0.04 * now < len(kept) < 0.06 * now
+    keeper.keep(1000)
+    assert kept[-1] < 1000, "passed over"
+    keeper.flush()
+    keeper.flush()
+    assert kept.count(1000) == 1
 
 
 def test_an_interrupted_run_goes_on_with_the_rounds_that_are_left(made: Path, tmp_path: Path) -> None:

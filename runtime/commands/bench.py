@@ -112,14 +112,16 @@ def run(arguments: argparse.Namespace) -> int:
     unfinished = arguments.artifacts / saved.FOLDER / f"unfinished-{plan.key(t.subject.sha256 for t in found)}.json"
     known = _known(unfinished, arguments.resume)
     bench = Bench(found, plan, environment, stale=stale, left_out=left_out, known=known)
+    keeper: saved.Keeper[Report] = saved.Keeper(lambda report: report.save(unfinished))
     with progress() as bars:
         task = bars.add_task("starting", total=None)
         try:
             report = bench.run(
                 progress=lambda what, done, total: bars.update(task, description=what, completed=done, total=total),
-                after_round=saved.sparingly(lambda report: report.save(unfinished)),
+                after_round=keeper.keep,
             )  # fmt: skip
         except KeyboardInterrupt:
+            keeper.flush()
             if unfinished.exists():
                 print("the rounds so far are kept; the same command with --resume goes on", file=sys.stderr)
             raise
@@ -154,7 +156,7 @@ def plan_of(arguments: argparse.Namespace, environment: Environment) -> Plan:
     """The flags as a Plan. Raises UserError on a backend, option, thread count or device that cannot be."""
     from runtime import backends, quick
     from runtime.bench import check_options, memory_limit
-    from runtime.plan import AT_LEAST, FEW_CHECKED, PROCESSES, SECONDS, Plan, sweep
+    from runtime.plan import FEW_CHECKED, PROCESSES, SECONDS, Plan, sweep
 
     known = backends.names()
     unasked = {*NOT_BY_DEFAULT, *(quick.BACKENDS_LEFT_OUT if arguments.quick else ())}
@@ -169,7 +171,7 @@ def plan_of(arguments: argparse.Namespace, environment: Environment) -> Plan:
     fewer: dict[str, Any] = {}
     if arguments.quick:
         rounds, processes, seconds = rounds or quick.ROUNDS, quick.PROCESSES, quick.SECONDS
-        fewer = {"at_most": max(quick.SAMPLES // rounds, AT_LEAST), "checked": FEW_CHECKED}
+        fewer = {"at_most": quick.SAMPLES, "checked": FEW_CHECKED}
     return Plan(
         backends=chosen, batches=arguments.batch, device=device, threads=_threads(arguments.threads, environment),
         regimes=arguments.regime, rounds=rounds, processes=arguments.processes or processes,
